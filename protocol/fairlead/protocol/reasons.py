@@ -1,0 +1,502 @@
+"""The one table of reasons: why anything was refused, failed or ended.
+
+Owns every reason code of Fairlead, once, with what follows from it. Logs, metrics, HTTP errors, the
+command line and the documentation all read this table; none of them has a list of its own.
+
+Invariants (tested): every code has exactly one row; a code keeps the spelling of the runbook that
+names it; a code that comes from outside and is not in the table is treated as `UNKNOWN_REASON`,
+which is never retried (unknown fails closed).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Family(enum.StrEnum):
+    """Which part of the journey refused. A family is also a metric: `fairlead_<family>_reject_total`."""
+
+    HANDSHAKE = "handshake"  # before a link exists
+    CONTROL = "control"  # an envelope or frame on a link
+    REGISTRY = "registry"  # command registry and its sync
+    DISPATCH = "dispatch"  # a submission, before it is accepted
+    RUN = "run"  # how an accepted run ended, or why a delivery was turned down
+    EDGE = "edge"  # client bytes
+    OPS = "ops"  # the operators' HTTP surface
+    SECURITY = "security"  # trust, identity, tenants
+    CONFIG = "config"  # refused before anything listens
+
+
+class ResponseClass(enum.StrEnum):
+    """What the caller may conclude."""
+
+    RETRYABLE = "retryable"  # the same request may succeed later
+    BLOCKED = "blocked"  # it will not, until something is changed
+    UNKNOWN = "unknown"  # nobody can know whether it took effect
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What follows from a reason. `status` is the HTTP status where the reason is told over HTTP."""
+
+    family: Family
+    response: ResponseClass
+    status: int
+    title: str
+    action: str
+
+
+class Reason(enum.StrEnum):
+    """Every code. The value is the spelling on the wire, in metrics and in errors."""
+
+    # -- handshake
+    HANDSHAKE_MALFORMED = "HANDSHAKE_MALFORMED"
+    HANDSHAKE_KEY_UNKNOWN = "HANDSHAKE_KEY_UNKNOWN"
+    HANDSHAKE_AUTH_FAILED = "HANDSHAKE_AUTH_FAILED"
+    HANDSHAKE_TIMEOUT = "HANDSHAKE_TIMEOUT"
+    HANDSHAKE_LIMIT = "HANDSHAKE_LIMIT"
+    HANDSHAKE_ADDRESS_LIMIT = "HANDSHAKE_ADDRESS_LIMIT"
+    HANDSHAKE_CLOSED = "HANDSHAKE_CLOSED"
+    HANDSHAKE_REPLAYED = "HANDSHAKE_REPLAYED"
+    IDENTITY_NOT_LISTED = "IDENTITY_NOT_LISTED"
+    IDENTITY_REVOKED = "IDENTITY_REVOKED"
+    PREVIOUS_KEY_EXPIRED = "PREVIOUS_KEY_EXPIRED"
+    ROLE_NOT_SERVED = "ROLE_NOT_SERVED"
+    INCARNATION_CONFLICT = "INCARNATION_CONFLICT"
+    # -- control
+    DECRYPT_FAILED = "DECRYPT_FAILED"
+    LINK_TRUNCATED = "LINK_TRUNCATED"
+    LINK_CLOSED = "LINK_CLOSED"
+    LINK_IDLE_TIMEOUT = "LINK_IDLE_TIMEOUT"
+    LINK_WRITE_TIMEOUT = "LINK_WRITE_TIMEOUT"
+    LINK_DISPLACED = "LINK_DISPLACED"
+    LINK_MISBEHAVED = "LINK_MISBEHAVED"
+    PACKET_TOO_LARGE = "PACKET_TOO_LARGE"
+    INGRESS_BACKPRESSURE = "INGRESS_BACKPRESSURE"
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    MALFORMED_ENVELOPE = "MALFORMED_ENVELOPE"
+    UNEXPECTED_SENDER = "UNEXPECTED_SENDER"
+    WRONG_AUDIENCE = "WRONG_AUDIENCE"
+    INVALID_TIMESTAMP = "INVALID_TIMESTAMP"
+    PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
+    REPLAYED_ENVELOPE = "REPLAYED_ENVELOPE"
+    REPLAYED_REQUEST = "REPLAYED_REQUEST"
+    REPLAYED_SNAPSHOT = "REPLAYED_SNAPSHOT"
+    UNSUPPORTED_TYPE = "UNSUPPORTED_TYPE"
+    UNAUTHORIZED_TYPE = "UNAUTHORIZED_TYPE"
+    MALFORMED_PAYLOAD = "MALFORMED_PAYLOAD"
+    OUTBOUND_PAYLOAD_TOO_LARGE = "OUTBOUND_PAYLOAD_TOO_LARGE"
+    FOREIGN_STATEMENT = "FOREIGN_STATEMENT"
+    # -- registry
+    REGISTRY_NOT_SYNCHRONIZED = "REGISTRY_NOT_SYNCHRONIZED"
+    REGISTRY_STALE_GENERATION = "REGISTRY_STALE_GENERATION"
+    REGISTRY_WRONG_FLEET = "REGISTRY_WRONG_FLEET"
+    REGISTRY_DIGEST_MISMATCH = "REGISTRY_DIGEST_MISMATCH"
+    REGISTRY_GAP = "REGISTRY_GAP"
+    REGISTRY_CHUNK_INVALID = "REGISTRY_CHUNK_INVALID"
+    REGISTRY_TOO_LARGE = "REGISTRY_TOO_LARGE"
+    NAMESPACE_NOT_GRANTED = "NAMESPACE_NOT_GRANTED"
+    DESCRIPTOR_INVALID = "DESCRIPTOR_INVALID"
+    DESCRIPTOR_CONFLICT = "DESCRIPTOR_CONFLICT"
+    DESCRIPTOR_STALE = "DESCRIPTOR_STALE"
+    # -- dispatch: a submission before acceptance
+    BODY_MALFORMED = "BODY_MALFORMED"
+    BODY_TOO_LARGE = "BODY_TOO_LARGE"
+    BATCH_TOO_LARGE = "BATCH_TOO_LARGE"
+    COMMAND_UNKNOWN = "COMMAND_UNKNOWN"
+    ARGUMENTS_INVALID = "ARGUMENTS_INVALID"
+    TARGET_UNKNOWN = "TARGET_UNKNOWN"
+    TARGET_INVALID = "TARGET_INVALID"
+    DEADLINE_INVALID = "DEADLINE_INVALID"
+    IDEMPOTENCY_KEY_INVALID = "IDEMPOTENCY_KEY_INVALID"
+    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
+    QUEUE_FULL = "QUEUE_FULL"
+    DISPATCH_KILL_SWITCH = "DISPATCH_KILL_SWITCH"
+    DISPATCH_DRAINING = "DISPATCH_DRAINING"
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    RUN_UNKNOWN = "RUN_UNKNOWN"
+    # -- run: how it ended, or why a delivery was turned down
+    HANDLER_FAILED = "HANDLER_FAILED"
+    HANDLER_FAILED_TRANSIENT = "HANDLER_FAILED_TRANSIENT"
+    HANDLER_TIMEOUT = "HANDLER_TIMEOUT"
+    HANDLER_MISSING = "HANDLER_MISSING"
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    DESCRIPTOR_MISMATCH = "DESCRIPTOR_MISMATCH"
+    RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
+    RESULT_INVALID = "RESULT_INVALID"
+    FENCE_STALE = "FENCE_STALE"
+    BRIDGE_PAUSED = "BRIDGE_PAUSED"
+    NODE_DRAINING = "NODE_DRAINING"
+    CHILD_FAILED = "CHILD_FAILED"
+    # -- edge: client bytes
+    HTTP_HEAD_MALFORMED = "HTTP_HEAD_MALFORMED"
+    HTTP_HEAD_TOO_LARGE = "HTTP_HEAD_TOO_LARGE"
+    HTTP_HEAD_TIMEOUT = "HTTP_HEAD_TIMEOUT"
+    HTTP_FRAMING_AMBIGUOUS = "HTTP_FRAMING_AMBIGUOUS"
+    HTTP_VERSION_UNSUPPORTED = "HTTP_VERSION_UNSUPPORTED"
+    HTTP_METHOD_UNSUPPORTED = "HTTP_METHOD_UNSUPPORTED"
+    HTTP_EXPECTATION_UNSUPPORTED = "HTTP_EXPECTATION_UNSUPPORTED"
+    HTTP_BODY_MALFORMED = "HTTP_BODY_MALFORMED"
+    HTTP_BODY_TOO_LARGE = "HTTP_BODY_TOO_LARGE"
+    HTTP_BODY_TIMEOUT = "HTTP_BODY_TIMEOUT"
+    CLIENT_GONE = "CLIENT_GONE"
+    CLIENT_WRITE_TIMEOUT = "CLIENT_WRITE_TIMEOUT"
+    CONNECTION_LIMIT = "CONNECTION_LIMIT"
+    CONNECTION_RATE_LIMIT = "CONNECTION_RATE_LIMIT"
+    ROUTING_LIMIT = "ROUTING_LIMIT"
+    BACKEND_NONE_AVAILABLE = "BACKEND_NONE_AVAILABLE"
+    BACKEND_UNREACHABLE = "BACKEND_UNREACHABLE"
+    BACKEND_TIMEOUT = "BACKEND_TIMEOUT"
+    BACKEND_CLOSED_EARLY = "BACKEND_CLOSED_EARLY"
+    BACKEND_RESPONSE_MALFORMED = "BACKEND_RESPONSE_MALFORMED"
+    RELAY_IDLE_TIMEOUT = "RELAY_IDLE_TIMEOUT"
+    EDGE_DRAINING = "EDGE_DRAINING"
+    # -- ops
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    ROUTE_UNKNOWN = "ROUTE_UNKNOWN"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    QUERY_INVALID = "QUERY_INVALID"
+    NODE_UNKNOWN = "NODE_UNKNOWN"
+    NODE_NOT_CONNECTED = "NODE_NOT_CONNECTED"
+    OPS_RATE_LIMIT = "OPS_RATE_LIMIT"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+    # -- security
+    SECURITY_MISSING_IDENTITY_ENVELOPE = "security_missing_identity_envelope"
+    # -- config
+    SECRET_WEAK = "SECRET_WEAK"
+    # -- from outside
+    UNKNOWN_REASON = "UNKNOWN_REASON"
+
+
+_R, _B, _U = ResponseClass.RETRYABLE, ResponseClass.BLOCKED, ResponseClass.UNKNOWN
+_F = Family
+
+
+def _row(family: Family, response: ResponseClass, status: int, title: str, action: str) -> Traits:
+    return Traits(family, response, status, title, action)
+
+
+# fmt: off
+TRAITS: dict[Reason, Traits] = {
+    # -- handshake
+    Reason.HANDSHAKE_MALFORMED: _row(
+        _F.HANDSHAKE, _B, 400, "the first bytes are not a Fairlead preamble",
+        "Something else dialled the control port. Look at the address; point it at the right port."),
+    Reason.HANDSHAKE_KEY_UNKNOWN: _row(
+        _F.HANDSHAKE, _B, 401, "the peer holds a key that is neither current nor previous",
+        "Compare key ids: `fairlead secret fingerprint` on both sides. Give the node the current secret."),
+    Reason.HANDSHAKE_AUTH_FAILED: _row(
+        _F.HANDSHAKE, _B, 401, "the handshake did not authenticate",
+        "The peer claims a key id it does not hold, or bytes were changed in between. Treat as an attack."),
+    Reason.HANDSHAKE_TIMEOUT: _row(
+        _F.HANDSHAKE, _R, 408, "the handshake was not finished in time",
+        "A slow or silent dialler, or a replayed first message. Harmless alone; watch the address if it recurs."),
+    Reason.HANDSHAKE_LIMIT: _row(
+        _F.HANDSHAKE, _R, 503, "too many handshakes at once",
+        "Nodes retry by themselves. If it lasts, look for a flood, or raise rate_limits.handshake_concurrent_max."),
+    Reason.HANDSHAKE_ADDRESS_LIMIT: _row(
+        _F.HANDSHAKE, _R, 429, "too many handshakes at once from one address",
+        "Look at the address. Many nodes behind one NAT need a larger handshake_concurrent_per_address_max."),
+    Reason.HANDSHAKE_CLOSED: _row(
+        _F.HANDSHAKE, _R, 400, "the peer closed before the handshake was finished",
+        "On a node: the proxy refused; its log names the reason (most often a wrong secret). On a proxy: a port scan."),
+    Reason.HANDSHAKE_REPLAYED: _row(
+        _F.HANDSHAKE, _B, 409, "the first handshake message was seen before",
+        "Somebody replays recorded bytes. No link came of it; look at the address."),
+    Reason.IDENTITY_NOT_LISTED: _row(
+        _F.HANDSHAKE, _B, 403, "the identity is not listed in the proxy's configuration",
+        "Add it under [[backends]] or [[nodes]], or correct server_id on the node."),
+    Reason.IDENTITY_REVOKED: _row(
+        _F.HANDSHAKE, _B, 403, "the identity's key was revoked",
+        "If it is yours, issue a new key (`fairlead secret node-key ID`) and configure the node with it."),
+    Reason.PREVIOUS_KEY_EXPIRED: _row(
+        _F.HANDSHAKE, _B, 401, "the peer still uses the previous secret, whose overlap has ended",
+        "Give the node the current secret; the overlap ended at proxy_secret_previous_expires_at."),
+    Reason.ROLE_NOT_SERVED: _row(
+        _F.HANDSHAKE, _B, 403, "this listener does not serve that role",
+        "A node, client or edge process dialled the wrong port, or the role is not enabled here."),
+    Reason.INCARNATION_CONFLICT: _row(
+        _F.HANDSHAKE, _B, 409, "another live process already runs under this node id",
+        "Two processes share one server_id. Stop one, or give it its own id."),
+    # -- control
+    Reason.DECRYPT_FAILED: _row(
+        _F.CONTROL, _B, 400, "a frame did not authenticate; the link was ended",
+        "Bytes were changed on the way or a frame was replayed. The node reconnects; if it recurs, distrust the path."),
+    Reason.LINK_TRUNCATED: _row(
+        _F.CONTROL, _R, 400, "the connection ended without an authenticated close",
+        "A process died or the network broke. The node reconnects by itself."),
+    Reason.LINK_CLOSED: _row(
+        _F.CONTROL, _R, 503, "the peer closed the link as intended", "Nothing to do: a planned stop."),
+    Reason.LINK_IDLE_TIMEOUT: _row(
+        _F.CONTROL, _R, 408, "nothing was heard on the link in time",
+        "The peer hangs or the network drops packets. The node reconnects by itself."),
+    Reason.LINK_WRITE_TIMEOUT: _row(
+        _F.CONTROL, _R, 408, "the peer did not take our bytes in time",
+        "A stuck peer. The link was ended so that it holds up nobody else."),
+    Reason.LINK_DISPLACED: _row(
+        _F.CONTROL, _R, 409, "a newer link of the same node took over",
+        "Nothing to do: the node reconnected before the old connection was noticed dead."),
+    Reason.LINK_MISBEHAVED: _row(
+        _F.CONTROL, _B, 400, "the peer sent too many refused messages",
+        "Read the reasons counted before it; most often versions differ or a clock is wrong."),
+    Reason.PACKET_TOO_LARGE: _row(
+        _F.CONTROL, _B, 413, "an envelope is larger than control_max_packet",
+        "A broken or hostile peer; a well-behaved one splits what is large."),
+    Reason.INGRESS_BACKPRESSURE: _row(
+        _F.CONTROL, _R, 429, "the peer sent more than the credit it was given",
+        "Look at the node's capacity and queue in /status; the work is delivered again."),
+    Reason.VERSION_MISMATCH: _row(
+        _F.CONTROL, _B, 505, "no common protocol version",
+        "Stop the rollout. Align the versions of proxy and node; resume when the counter stays at zero."),
+    Reason.MALFORMED_ENVELOPE: _row(
+        _F.CONTROL, _B, 400, "the envelope cannot be decoded", "A broken peer. Look at its version and log."),
+    Reason.UNEXPECTED_SENDER: _row(
+        _F.CONTROL, _B, 403, "the sender named is not the identity that the key proves",
+        "Compare server_id, control_sender_id and control_expected_sender_id on both sides."),
+    Reason.WRONG_AUDIENCE: _row(
+        _F.CONTROL, _B, 403, "the message is meant for somebody else",
+        "A relay or a misconfigured control_sender_id. Look at both ends' ids."),
+    Reason.INVALID_TIMESTAMP: _row(
+        _F.CONTROL, _R, 400, "issued too long ago or too far in the future",
+        "Look at the node's skew in /status and mend its clock (NTP)."),
+    Reason.PAYLOAD_TOO_LARGE: _row(
+        _F.CONTROL, _B, 413, "the payload is larger than control_max_payload",
+        "Send less, or raise control_max_payload on both sides."),
+    Reason.REPLAYED_ENVELOPE: _row(
+        _F.CONTROL, _B, 409, "the message was seen before on this link",
+        "A broken or hostile peer; it was not acted upon."),
+    Reason.REPLAYED_REQUEST: _row(
+        _F.CONTROL, _B, 409, "the registry request was seen before on this link",
+        "A broken or hostile node; it was not acted upon."),
+    Reason.REPLAYED_SNAPSHOT: _row(
+        _F.CONTROL, _B, 409, "the registry message was seen before on this link",
+        "A broken or hostile proxy; the node keeps its registry."),
+    Reason.UNSUPPORTED_TYPE: _row(
+        _F.CONTROL, _B, 400, "the message type is not known here",
+        "A newer peer. It must not send what the agreed version does not have."),
+    Reason.UNAUTHORIZED_TYPE: _row(
+        _F.CONTROL, _B, 403, "this role may not send that message type",
+        "A broken or hostile peer; it was not acted upon."),
+    Reason.MALFORMED_PAYLOAD: _row(
+        _F.CONTROL, _B, 400, "the body does not have the shape of its type",
+        "A broken peer. Look at its version and log."),
+    Reason.OUTBOUND_PAYLOAD_TOO_LARGE: _row(
+        _F.CONTROL, _B, 413, "we were asked to send more than control_max_payload",
+        "Send less, or raise control_max_payload on both sides."),
+    Reason.FOREIGN_STATEMENT: _row(
+        _F.CONTROL, _B, 403, "a statement about a run or node that is not the sender's",
+        "A broken or hostile node; it was not acted upon."),
+    # -- registry
+    Reason.REGISTRY_NOT_SYNCHRONIZED: _row(
+        _F.REGISTRY, _R, 503, "the node's registry is not synchronized",
+        "It requests a snapshot by itself; force one with POST /api/nodes/ID/resync."),
+    Reason.REGISTRY_STALE_GENERATION: _row(
+        _F.REGISTRY, _B, 409, "an older registry than the one held",
+        "A restored or outdated proxy speaks. After a restore, raise the epoch; never lower a generation."),
+    Reason.REGISTRY_WRONG_FLEET: _row(
+        _F.REGISTRY, _B, 409, "the registry of another fleet",
+        "The node dialled another fleet's proxy. Correct `proxies`, or clear the node's state on purpose."),
+    Reason.REGISTRY_DIGEST_MISMATCH: _row(
+        _F.REGISTRY, _R, 409, "the digest after applying differs from the one announced",
+        "The node keeps its last good registry and asks for a snapshot."),
+    Reason.REGISTRY_GAP: _row(
+        _F.REGISTRY, _R, 409, "a delta that does not start where the node stands",
+        "The node asks for a snapshot by itself."),
+    Reason.REGISTRY_CHUNK_INVALID: _row(
+        _F.REGISTRY, _R, 400, "snapshot chunks out of order or incomplete",
+        "The node keeps its last good registry and asks again."),
+    Reason.REGISTRY_TOO_LARGE: _row(
+        _F.REGISTRY, _B, 413, "more commands or bytes than the registry may hold",
+        "Remove commands, or raise the limit in protocol/limits.py on both sides."),
+    Reason.NAMESPACE_NOT_GRANTED: _row(
+        _F.REGISTRY, _B, 403, "the node announced a command in a namespace it was not granted",
+        "Grant it in the proxy's configuration (namespaces), or rename the command."),
+    Reason.DESCRIPTOR_INVALID: _row(
+        _F.REGISTRY, _B, 422, "the descriptor breaks a rule",
+        "Read the detail: a name, flag or schema is malformed."),
+    Reason.DESCRIPTOR_CONFLICT: _row(
+        _F.REGISTRY, _B, 409, "a differing descriptor stands under the same version",
+        "Raise the command's version on the node, or remove the standing one (`fairlead ctl commands remove`)."),
+    Reason.DESCRIPTOR_STALE: _row(
+        _F.REGISTRY, _B, 409, "a newer version of the command stands",
+        "Upgrade the node, or remove the newer version on purpose."),
+    # -- dispatch
+    Reason.BODY_MALFORMED: _row(
+        _F.DISPATCH, _B, 400, "the body is not what this endpoint takes", "Read the detail and correct the request."),
+    Reason.BODY_TOO_LARGE: _row(
+        _F.DISPATCH, _B, 413, "the body is larger than allowed", "Send less, or split it."),
+    Reason.BATCH_TOO_LARGE: _row(
+        _F.DISPATCH, _B, 400, "more items than a batch may have", "Split the batch: 1,000 items at most."),
+    Reason.COMMAND_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no such command in the registry",
+        "List them: `fairlead ctl commands`. A node announces its commands when it connects."),
+    Reason.ARGUMENTS_INVALID: _row(
+        _F.DISPATCH, _B, 422, "the arguments do not fit the command's schema", "Read the detail: every problem is listed."),
+    Reason.TARGET_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no such node, or no node offers the command", "List nodes: `fairlead ctl nodes`."),
+    Reason.TARGET_INVALID: _row(
+        _F.DISPATCH, _B, 422, "the target is not a node id, `any` or `all`", "Correct the target."),
+    Reason.DEADLINE_INVALID: _row(
+        _F.DISPATCH, _B, 422, "the deadline is outside its range", "Use a deadline_ms within the range named in the detail."),
+    Reason.IDEMPOTENCY_KEY_INVALID: _row(
+        _F.DISPATCH, _B, 400, "the idempotency key is malformed or given twice",
+        "Use 1 to 200 visible characters, in the header or in the body."),
+    Reason.IDEMPOTENCY_KEY_REUSED: _row(
+        _F.DISPATCH, _B, 422, "the idempotency key was used for a different request",
+        "Use a new key for a new request; the detail names the run that holds it."),
+    Reason.QUEUE_FULL: _row(
+        _F.DISPATCH, _R, 429, "the outbox is full",
+        "Retry after the time given. If it lasts, look at nodes' queues and credit in /status."),
+    Reason.DISPATCH_KILL_SWITCH: _row(
+        _F.DISPATCH, _R, 503, "the kill switch is on", "An operator stopped dispatch; ask before turning it off."),
+    Reason.DISPATCH_DRAINING: _row(
+        _F.DISPATCH, _R, 503, "this proxy is draining", "Retry after the time given; another proxy or a restart will take it."),
+    Reason.STORE_UNAVAILABLE: _row(
+        _F.DISPATCH, _R, 503, "the store did not confirm the write",
+        "Nothing was accepted. Look at /health/test and the disk; retry with the same idempotency key."),
+    Reason.RUN_UNKNOWN: _row(_F.DISPATCH, _B, 404, "no such run", "Check the id; old runs are pruned after their retention."),
+    # -- run
+    Reason.HANDLER_FAILED: _row(
+        _F.RUN, _B, 500, "the handler raised", "Read the detail and the node's log under the correlation id."),
+    Reason.HANDLER_FAILED_TRANSIENT: _row(
+        _F.RUN, _R, 503, "the handler failed and said that trying again may help", "Submit again, or wait for the retry."),
+    Reason.HANDLER_TIMEOUT: _row(
+        _F.RUN, _R, 504, "the handler did not finish in its time",
+        "Raise the command's timeout_s, or look at what it waits for. It had no lasting effect through its transaction."),
+    Reason.HANDLER_MISSING: _row(
+        _F.RUN, _R, 503, "the node has no handler for the command", "Deploy the handler to the node; see offers in /status."),
+    Reason.OUTCOME_UNKNOWN: _row(
+        _F.RUN, _U, 502, "the run began and nobody can know whether it took effect",
+        "Look at the effect itself before submitting again; a `once` command is never re-run by itself."),
+    Reason.DEADLINE_EXCEEDED: _row(
+        _F.RUN, _R, 504, "the deadline passed", "See in the timeline whether it waited for a node; submit again if it is still wanted."),
+    Reason.DESCRIPTOR_MISMATCH: _row(
+        _F.RUN, _R, 409, "the node holds another version of the command",
+        "Retried by itself once the node is synchronized; see its generation in /status."),
+    Reason.RESULT_TOO_LARGE: _row(
+        _F.RUN, _B, 500, "the handler returned more than a result may hold",
+        "Return less: a reference instead of the data. The effect, if any, has happened."),
+    Reason.RESULT_INVALID: _row(
+        _F.RUN, _B, 500, "the handler returned what JSON cannot carry",
+        "Return None, booleans, numbers, text, lists and dicts with text keys."),
+    Reason.FENCE_STALE: _row(
+        _F.RUN, _B, 409, "an attempt that a newer one has replaced", "Nothing to do: the newer attempt counts."),
+    Reason.BRIDGE_PAUSED: _row(
+        _F.RUN, _R, 503, "the node's command bridge is paused", "Resume it with POST /api/nodes/ID/resume."),
+    Reason.NODE_DRAINING: _row(
+        _F.RUN, _R, 503, "the node is draining", "The run goes to another node, or waits for this one."),
+    Reason.CHILD_FAILED: _row(
+        _F.RUN, _B, 502, "not every target completed", "Read the per-node results of the run."),
+    # -- edge
+    Reason.HTTP_HEAD_MALFORMED: _row(
+        _F.EDGE, _B, 400, "the request head is malformed", "A broken or hostile client."),
+    Reason.HTTP_HEAD_TOO_LARGE: _row(
+        _F.EDGE, _B, 431, "the request head is larger than allowed", "Send fewer or shorter headers (often cookies)."),
+    Reason.HTTP_HEAD_TIMEOUT: _row(
+        _F.EDGE, _R, 408, "the request head did not arrive in time", "A slow or silent client."),
+    Reason.HTTP_FRAMING_AMBIGUOUS: _row(
+        _F.EDGE, _B, 400, "two readers could disagree about where the body ends",
+        "A request-smuggling attempt or a broken client. It was not forwarded."),
+    Reason.HTTP_VERSION_UNSUPPORTED: _row(
+        _F.EDGE, _B, 505, "only HTTP/1.0 and HTTP/1.1 are served here", "Use HTTP/1.1."),
+    Reason.HTTP_METHOD_UNSUPPORTED: _row(
+        _F.EDGE, _B, 501, "the method is not served here", "CONNECT and TRACE are never forwarded."),
+    Reason.HTTP_EXPECTATION_UNSUPPORTED: _row(
+        _F.EDGE, _B, 417, "an expectation other than 100-continue", "Remove the Expect header."),
+    Reason.HTTP_BODY_MALFORMED: _row(
+        _F.EDGE, _B, 400, "the request body's framing is malformed", "A broken or hostile client."),
+    Reason.HTTP_BODY_TOO_LARGE: _row(
+        _F.EDGE, _B, 413, "the request body is larger than allowed", "Send less, or raise limits.http_body_bytes_max."),
+    Reason.HTTP_BODY_TIMEOUT: _row(
+        _F.EDGE, _R, 408, "the request body stopped arriving", "A slow or silent client."),
+    Reason.CLIENT_GONE: _row(
+        _F.EDGE, _R, 499, "the client went away before it was answered", "Nothing to do, unless there are many."),
+    Reason.CLIENT_WRITE_TIMEOUT: _row(
+        _F.EDGE, _R, 408, "the client did not take our bytes in time", "A stuck or hostile client; it was let go."),
+    Reason.CONNECTION_LIMIT: _row(
+        _F.EDGE, _R, 503, "too many connections at once", "Raise limits.connections_max (and RLIMIT_NOFILE), or add a proxy."),
+    Reason.CONNECTION_RATE_LIMIT: _row(
+        _F.EDGE, _R, 429, "too many new connections from one address",
+        "Look at the address. Many clients behind one NAT need a larger rate_limits.connection_per_ip_max."),
+    Reason.ROUTING_LIMIT: _row(
+        _F.EDGE, _R, 503, "too many clients are being routed at once",
+        "Backends answer slowly. See routing in /status; raise rate_limits.routing_concurrent_max if they can take it."),
+    Reason.BACKEND_NONE_AVAILABLE: _row(
+        _F.EDGE, _R, 503, "no backend is available", "Start a backend; see nodes in /status for why each is out."),
+    Reason.BACKEND_UNREACHABLE: _row(
+        _F.EDGE, _R, 502, "no backend could be reached", "Look at the backends' addresses and processes."),
+    Reason.BACKEND_TIMEOUT: _row(
+        _F.EDGE, _R, 504, "the backend did not answer in time", "Look at the backend's load; limits.upstream_response_timeout_s bounds it."),
+    Reason.BACKEND_CLOSED_EARLY: _row(
+        _F.EDGE, _R, 502, "the backend closed before its answer was complete", "Look at the backend's log: it died or reset."),
+    Reason.BACKEND_RESPONSE_MALFORMED: _row(
+        _F.EDGE, _B, 502, "the backend's answer is malformed", "Look at the backend: its answer was not forwarded."),
+    Reason.RELAY_IDLE_TIMEOUT: _row(
+        _F.EDGE, _R, 408, "nothing moved on the connection in time", "Nothing to do, or raise limits.tcp_idle_timeout_s."),
+    Reason.EDGE_DRAINING: _row(
+        _F.EDGE, _R, 503, "this proxy is draining", "Connect again; another proxy or the restarted one will take it."),
+    # -- ops
+    Reason.UNAUTHENTICATED: _row(
+        _F.OPS, _B, 401, "no valid operator key", "Send x-ops-key. The demo's key is in data/demo.env."),
+    Reason.ROUTE_UNKNOWN: _row(_F.OPS, _B, 404, "no such endpoint", "See /openapi.json."),
+    Reason.METHOD_NOT_ALLOWED: _row(_F.OPS, _B, 405, "the endpoint does not take that method", "See the Allow header."),
+    Reason.QUERY_INVALID: _row(_F.OPS, _B, 400, "a query parameter is malformed", "Read the detail."),
+    Reason.NODE_UNKNOWN: _row(_F.OPS, _B, 404, "no such node", "List nodes: `fairlead ctl nodes`."),
+    Reason.NODE_NOT_CONNECTED: _row(_F.OPS, _R, 409, "the node has no link now", "Start it; the action is repeated when it is back only if it says so."),
+    Reason.OPS_RATE_LIMIT: _row(_F.OPS, _R, 429, "too many operator calls", "Retry after the time given."),
+    Reason.INTERNAL_ERROR: _row(
+        _F.OPS, _U, 500, "a defect in Fairlead", "Look at the log under the correlation id and report it."),
+    # -- security
+    Reason.SECURITY_MISSING_IDENTITY_ENVELOPE: _row(
+        _F.SECURITY, _B, 401, "the delivery carries no identity", "Inject the identity envelope at the proxy, then submit again."),
+    # -- config
+    Reason.SECRET_WEAK: _row(
+        _F.CONFIG, _B, 500, "a secret is shorter than 32 random bytes, or a known default",
+        "Make one: `fairlead secret new`."),
+    # -- from outside
+    Reason.UNKNOWN_REASON: _row(
+        _F.OPS, _B, 500, "a reason this version does not know", "A newer peer; read its text in the detail. Not retried."),
+}
+# fmt: on
+
+
+def traits(reason: Reason) -> Traits:
+    """The row of `reason`."""
+    return TRAITS[reason]
+
+
+def parse_reason(text: str) -> Reason:
+    """The reason spelled `text`, or `UNKNOWN_REASON` (which is never retried)."""
+    try:
+        return Reason(text)
+    except ValueError:
+        return Reason.UNKNOWN_REASON
+
+
+def of_family(family: Family) -> tuple[Reason, ...]:
+    """All reasons of a family, in the table's order. Metrics pre-register these at zero."""
+    return tuple(reason for reason, row in TRAITS.items() if row.family is family)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A refusal as a value: what decoders, guards and admission return instead of a result."""
+
+    reason: Reason
+    detail: str = ""
+
+    @property
+    def retryable(self) -> bool:
+        return TRAITS[self.reason].response is ResponseClass.RETRYABLE
+
+
+class Refused(Exception):
+    """A refusal on its way up to the shell that answers, counts and logs it."""
+
+    def __init__(self, reason: Reason, detail: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
+        self.retry_after_s = retry_after_s

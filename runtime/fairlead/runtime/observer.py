@@ -1,0 +1,95 @@
+"""One emission for everything that is refused: a log line, a counter and an entry in /status, at once.
+
+Nothing refuses silently and nothing logs a refusal by itself: both would drift apart from the counters.
+Under flood the counter counts everything, the log is sampled per reason and says how much it left out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from fairlead.protocol.reasons import Family, Reason, of_family, traits
+from fairlead.runtime.log import Log
+from fairlead.runtime.metrics import Metrics
+
+SAMPLE_WINDOW_S: Final = 10.0
+SAMPLE_LINES_MAX: Final = 5
+RECENT_MAX: Final = 50
+
+
+class Sampler:
+    """Pure. Which of many equal events to log: the first few of each window, then a count."""
+
+    def __init__(self, window_s: float = SAMPLE_WINDOW_S, lines_max: int = SAMPLE_LINES_MAX) -> None:
+        self._window_s, self._lines_max = window_s, lines_max
+        self._state: dict[str, tuple[float, int, int]] = {}  # key -> window start, seen, suppressed
+
+    def admit(self, key: str, now: float) -> tuple[bool, int]:
+        """Whether to log this one, and how many were left out since the last that was logged."""
+        start, seen, suppressed = self._state.get(key, (now, 0, 0))
+        if now - start >= self._window_s:
+            start, seen = now, 0
+        if seen < self._lines_max:
+            self._state[key] = (start, seen + 1, 0)
+            return True, suppressed
+        self._state[key] = (start, seen, suppressed + 1)
+        return False, 0
+
+
+class Observer:
+    """What a process says about itself. Handed to every part by its composition root."""
+
+    def __init__(self, log: Log, metrics: Metrics, wall_ms: Callable[[], int]) -> None:
+        self.log, self.metrics = log, metrics
+        self._wall_ms = wall_ms
+        self._sampler = Sampler()
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
+        self._rejects = {}
+        for family in Family:
+            counter = metrics.counter(
+                f"{family.value}_reject_total",
+                f"What the {family.value} stage refused, by reason.",
+                ("reason",),
+            )
+            for reason in of_family(family):
+                counter.cell(reason.value)
+            self._rejects[family] = counter
+
+    def refused(self, reason: Reason, detail: str = "", *, level: str = "warning", **fields: Any) -> None:
+        """Count, log (sampled) and remember one refusal. `fields` say who, where and the correlation id."""
+        row = traits(reason)
+        self._rejects[row.family].cell(reason.value).inc()
+        admitted, suppressed = self._sampler.admit(reason.value, trio.current_time())
+        if not admitted:
+            return
+        self.recent.append(
+            {
+                "at_ms": self._wall_ms(),
+                "family": row.family.value,
+                "reason": reason.value,
+                "detail": detail,
+                **{key: value for key, value in fields.items() if value not in (None, "")},
+            }
+        )
+        self.log.event(
+            level,
+            "refused",
+            reason=reason.value,
+            family=row.family.value,
+            detail=detail,
+            **fields,
+            suppressed=suppressed or None,
+            next=row.action,
+        )
+
+    def rejects(self) -> dict[str, dict[str, int]]:
+        """Non-zero counts, by family and reason."""
+        return {
+            family.value: found
+            for family, counter in self._rejects.items()
+            if (found := {key[0]: int(cell.value) for key, cell in counter.cells.items() if cell.value})
+        }

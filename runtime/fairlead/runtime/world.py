@@ -1,0 +1,184 @@
+"""The one seam to the world: clocks, randomness, network, disk, threads, processes.
+
+Nothing outside this file calls `time.time`, `os.urandom`, `random`, `uuid4`, or opens a socket
+(`tests/test_architecture.py` guards it). Waiting is trio's: a virtual clock drives it in simulation, where
+another `World` supplies memory streams, an inline writer and seeded randomness.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import trio
+
+from fairlead.runtime.sqlite import ThreadWriter, Writer
+from fairlead.runtime.streams import ByteStream, SocketStream
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """A bound, listening TCP address."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    async def accept(self) -> ByteStream: ...
+    def close(self) -> None: ...
+
+
+class World(Protocol):
+    """Everything that is not computation."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the epoch, for the wire, the disk and people. May step; never sleep by it."""
+
+    def random_bytes(self, count: int) -> bytes: ...
+
+    def random_unit(self) -> float:
+        """A float in [0, 1), for jitter and for choosing among equals. Not for secrets."""
+
+    def new_id(self) -> str:
+        """A new time-ordered identifier (UUID version 7, RFC 9562), 36 characters."""
+
+    async def connect_tcp(self, host: str, port: int) -> ByteStream:
+        """Connect or raise OSError. The caller sets the deadline."""
+
+    async def listen_tcp(self, host: str, port: int, backlog: int = 4096) -> Listener:
+        """Bind or raise OSError. Port 0 chooses a free one."""
+
+    def open_writer(self, path: Path, name: str, schema: Callable[..., None]) -> Writer:
+        """The single writer of one SQLite file; `schema(connection)` runs first."""
+
+    async def run_in_thread(self, function: Callable[[], T]) -> T:
+        """Run a blocking function; abandoned, not stopped, if the caller is cancelled."""
+
+    async def run_process(self, command: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
+        """Run a program to its end; killed if the caller is cancelled. Returns status, stdout, stderr."""
+
+    def resident_bytes(self) -> int:
+        """Resident memory of this process."""
+
+
+class _SocketListener:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.host, self.port = sock.getsockname()[:2]
+
+    async def accept(self) -> ByteStream:
+        while True:
+            try:
+                accepted, _ = self._sock.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            except OSError as error:
+                if error.errno in (errno.ECONNABORTED, errno.EPROTO, errno.EINTR):
+                    continue
+                raise
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return SocketStream(accepted)
+
+    def close(self) -> None:
+        if self._sock.fileno() != -1:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+class RealWorld:
+    """The world as it is."""
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def random_bytes(self, count: int) -> bytes:
+        return os.urandom(count)
+
+    def random_unit(self) -> float:
+        return int.from_bytes(os.urandom(7), "big") / (1 << 56)
+
+    def new_id(self) -> str:
+        stamp = self.wall_ms().to_bytes(6, "big")
+        noise = bytearray(os.urandom(10))
+        noise[0] = 0x70 | (noise[0] & 0x0F)
+        noise[2] = 0x80 | (noise[2] & 0x3F)
+        text = (stamp + bytes(noise)).hex()
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    async def connect_tcp(self, host: str, port: int) -> ByteStream:
+        failure: OSError | None = None
+        for family, kind, proto, _, address in await _resolve(host, port):
+            sock = socket.socket(family, kind, proto)
+            try:
+                sock.setblocking(False)
+                try:
+                    sock.connect(address)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(sock)
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if code:
+                        raise OSError(code, os.strerror(code)) from None
+                return SocketStream(sock)
+            except OSError as error:
+                failure = error
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+        raise failure or OSError(errno.EADDRNOTAVAIL, f"no address for {host}")
+
+    async def listen_tcp(self, host: str, port: int, backlog: int = 4096) -> Listener:
+        family, kind, proto, _, address = (await _resolve(host, port, passive=True))[0]
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(backlog)
+        except BaseException:
+            sock.close()
+            raise
+        return _SocketListener(sock)
+
+    def open_writer(self, path: Path, name: str, schema: Callable[..., None]) -> Writer:
+        return ThreadWriter(path, name, schema)
+
+    async def run_in_thread(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+    async def run_process(self, command: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
+        done = await trio.run_process(
+            list(command), stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
+        )
+        assert isinstance(done, subprocess.CompletedProcess)
+        return done.returncode, done.stdout, done.stderr
+
+    def resident_bytes(self) -> int:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]
+
+
+async def _resolve(host: str, port: int, passive: bool = False) -> list[_Address]:
+    """Numeric addresses are resolved at once; names in a thread, as the resolver blocks."""
+    flags = socket.AI_PASSIVE if passive else 0
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await trio.to_thread.run_sync(
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags),
+            abandon_on_cancel=True,
+        )
+    return found  # type: ignore[return-value]  # typeshed widens the address to a union
