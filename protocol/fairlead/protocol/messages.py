@@ -1,0 +1,267 @@
+"""Every message of the control channel, typed, with who may send it. One screen, on purpose.
+
+Bodies are positional: a newer peer may append fields (they need defaults), never reorder or remove. What a
+handler takes and returns travels as JSON text inside a message, so that nobody re-encodes it on the way.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from fairlead.protocol.keys import Role
+from fairlead.protocol.registry import Position
+
+
+class MessageType(enum.IntEnum):
+    """The number of a message on the wire. Numbers are never reused."""
+
+    HELLO = 1
+    WELCOME = 2
+    HEARTBEAT = 3
+    HEARTBEAT_ACK = 4
+    NODE_CONTROL = 5
+    NOTICE = 6
+    ANNOUNCE = 10
+    ANNOUNCE_RESULT = 11
+    REGISTRY_REQUEST = 12
+    REGISTRY_UP_TO_DATE = 13
+    REGISTRY_DELTA = 14
+    SNAPSHOT_BEGIN = 15
+    SNAPSHOT_CHUNK = 16
+    SNAPSHOT_END = 17
+    REGISTRY_ACK = 18
+    REGISTRY_NACK = 19
+    DELIVER = 30
+    RESULT = 31
+    RESULT_ACK = 32
+    DELIVERY_REFUSED = 33
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages."""
+
+
+class Hello(Message, frozen=True, array_like=True):
+    """First message of a node: what process this is and what registry it holds."""
+
+    incarnation: str
+    software: str
+    started_at_ms: int
+    capacity: int
+    registry: Position
+    labels: dict[str, str] = {}
+    draining: bool = False
+
+
+class Welcome(Message, frozen=True, array_like=True):
+    """The proxy's answer: what it is, and the rhythm it expects."""
+
+    proxy_id: str
+    fleet_id: str
+    software: str
+    heartbeat_interval_ms: int
+    node_timeout_ms: int
+    lease_ms: int
+    skew_ms_max: int
+    paused: bool = False
+    draining: bool = False
+
+
+class Heartbeat(Message, frozen=True, array_like=True):
+    """The node is alive: its load, its clock, its registry and the runs whose leases it renews."""
+
+    sequence: int
+    running: int
+    waiting: int
+    capacity: int
+    registry: Position
+    skew_ms: int | None = None
+    round_trip_ms: int | None = None
+    draining: bool = False
+    holding: tuple[tuple[str, int], ...] = ()
+
+
+class HeartbeatAck(Message, frozen=True, array_like=True):
+    """Echo with the proxy's clock, from which the node works out its skew."""
+
+    sequence: int
+    proxy_now_ms: int
+
+
+class NodeControl(Message, frozen=True, array_like=True):
+    """What operators decided about this node."""
+
+    paused: bool
+    draining: bool
+
+
+class Notice(Message, frozen=True, array_like=True):
+    """What the other side refused of ours, so that both logs name it."""
+
+    reason: str
+    detail: str = ""
+    refused_type: int = 0
+
+
+class Announce(Message, frozen=True, array_like=True):
+    """Canonical descriptors of the commands a node's handlers offer. `final` ends the list."""
+
+    descriptors: tuple[bytes, ...]
+    final: bool = True
+
+
+class AnnounceResult(Message, frozen=True, array_like=True):
+    """Which of them stand, and why the others do not: (name, reason, detail)."""
+
+    accepted: tuple[str, ...]
+    refused: tuple[tuple[str, str, str], ...] = ()
+
+
+class RegistryRequest(Message, frozen=True, array_like=True):
+    """What the node holds; `full` asks for a snapshot whatever that is."""
+
+    held: Position
+    full: bool = False
+
+
+class RegistryUpToDate(Message, frozen=True, array_like=True):
+    """The node holds what the proxy holds."""
+
+    position: Position
+
+
+class RegistryDelta(Message, frozen=True, array_like=True):
+    """From the position the node holds to a newer one."""
+
+    base: Position
+    position: Position
+    upserts: tuple[bytes, ...]
+    removals: tuple[str, ...]
+
+
+class SnapshotBegin(Message, frozen=True, array_like=True):
+    """A whole registry follows in chunks."""
+
+    position: Position
+    item_count: int
+    bytes_total: int
+
+
+class SnapshotChunk(Message, frozen=True, array_like=True):
+    """Items number `index` onwards, in name order."""
+
+    generation: int
+    index: int
+    items: tuple[bytes, ...]
+
+
+class SnapshotEnd(Message, frozen=True, array_like=True):
+    """All chunks were sent."""
+
+    generation: int
+    chunk_count: int
+
+
+class RegistryAck(Message, frozen=True, array_like=True):
+    """The node holds this now, durably."""
+
+    position: Position
+
+
+class RegistryNack(Message, frozen=True, array_like=True):
+    """The node refused what was offered and keeps what it holds."""
+
+    offered: Position
+    held: Position
+    reason: str
+    command: str = ""
+    detail: str = ""
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """On whose behalf a run executes (runbook 002's identity envelope)."""
+
+    principal: str
+    subject_type: str = "service"
+    roles: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    tenant: str = ""
+
+
+class Deliver(Message, frozen=True, array_like=True):
+    """One attempt of one run."""
+
+    run_id: str
+    root_run_id: str
+    fence: int
+    command: str
+    descriptor_digest: bytes
+    args_json: bytes
+    identity: Identity | None
+    tenant: str
+    deadline_at_ms: int
+    timeout_ms: int
+    accepted_at_ms: int
+
+
+class Result(Message, frozen=True, array_like=True):
+    """How an attempt ended. `value_json` only where it completed; `reason` only where it failed."""
+
+    run_id: str
+    fence: int
+    completed: bool
+    value_json: bytes
+    reason: str
+    detail: str
+    started_at_ms: int
+    finished_at_ms: int
+
+
+class ResultAck(Message, frozen=True, array_like=True):
+    """These results are durable at the proxy, or will never be wanted again: (run id, fence)."""
+
+    runs: tuple[tuple[str, int], ...]
+
+
+class DeliveryRefused(Message, frozen=True, array_like=True):
+    """Durably not started, and never will be under this fence: the run may go elsewhere."""
+
+    run_id: str
+    fence: int
+    reason: str
+    detail: str = ""
+
+
+# Type -> (class, roles that may send it). What is missing here does not exist.
+CATALOGUE: Final[dict[MessageType, tuple[type[Message], frozenset[Role]]]] = {
+    MessageType.HELLO: (Hello, frozenset({Role.NODE})),
+    MessageType.WELCOME: (Welcome, frozenset({Role.PROXY})),
+    MessageType.HEARTBEAT: (Heartbeat, frozenset({Role.NODE})),
+    MessageType.HEARTBEAT_ACK: (HeartbeatAck, frozenset({Role.PROXY})),
+    MessageType.NODE_CONTROL: (NodeControl, frozenset({Role.PROXY})),
+    MessageType.NOTICE: (Notice, frozenset({Role.NODE, Role.PROXY, Role.CLIENT, Role.EDGE})),
+    MessageType.ANNOUNCE: (Announce, frozenset({Role.NODE})),
+    MessageType.ANNOUNCE_RESULT: (AnnounceResult, frozenset({Role.PROXY})),
+    MessageType.REGISTRY_REQUEST: (RegistryRequest, frozenset({Role.NODE})),
+    MessageType.REGISTRY_UP_TO_DATE: (RegistryUpToDate, frozenset({Role.PROXY})),
+    MessageType.REGISTRY_DELTA: (RegistryDelta, frozenset({Role.PROXY})),
+    MessageType.SNAPSHOT_BEGIN: (SnapshotBegin, frozenset({Role.PROXY})),
+    MessageType.SNAPSHOT_CHUNK: (SnapshotChunk, frozenset({Role.PROXY})),
+    MessageType.SNAPSHOT_END: (SnapshotEnd, frozenset({Role.PROXY})),
+    MessageType.REGISTRY_ACK: (RegistryAck, frozenset({Role.NODE})),
+    MessageType.REGISTRY_NACK: (RegistryNack, frozenset({Role.NODE})),
+    MessageType.DELIVER: (Deliver, frozenset({Role.PROXY})),
+    MessageType.RESULT: (Result, frozenset({Role.NODE})),
+    MessageType.RESULT_ACK: (ResultAck, frozenset({Role.PROXY})),
+    MessageType.DELIVERY_REFUSED: (DeliveryRefused, frozenset({Role.NODE})),
+}
+TYPE_OF: Final[dict[type[Message], MessageType]] = {row[0]: number for number, row in CATALOGUE.items()}
+
+REGISTRY_REQUESTS: Final = frozenset({MessageType.REGISTRY_REQUEST, MessageType.ANNOUNCE})
+REGISTRY_PUSHES: Final = frozenset({
+    MessageType.REGISTRY_UP_TO_DATE, MessageType.REGISTRY_DELTA, MessageType.SNAPSHOT_BEGIN,
+    MessageType.SNAPSHOT_CHUNK, MessageType.SNAPSHOT_END,
+})  # fmt: skip
