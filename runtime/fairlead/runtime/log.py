@@ -92,6 +92,10 @@ class Log:
         self._sink, self._wall_ms, self._process, self._as_json = sink, wall_ms, process, as_json
         self._threshold = LEVELS.index(level)
 
+    def bind(self, **fields: Any) -> BoundLog:
+        """A view that adds the same fields to every line."""
+        return BoundLog(self, fields)
+
     def set_level(self, level: str) -> None:
         self._threshold = LEVELS.index(level)
 
@@ -129,6 +133,25 @@ class Log:
 
     def close(self) -> None:
         self._sink.close()
+
+
+class BoundLog:
+    """A log with fields of its own: what a handler is given, so that its lines carry the run."""
+
+    def __init__(self, log: Log, fields: dict[str, Any]) -> None:
+        self._log, self._fields = log, fields
+
+    def debug(self, event: str, /, **fields: Any) -> None:
+        self._log.event("debug", event, **{**self._fields, **fields})
+
+    def info(self, event: str, /, **fields: Any) -> None:
+        self._log.event("info", event, **{**self._fields, **fields})
+
+    def warning(self, event: str, /, **fields: Any) -> None:
+        self._log.event("warning", event, **{**self._fields, **fields})
+
+    def error(self, event: str, /, **fields: Any) -> None:
+        self._log.event("error", event, **{**self._fields, **fields})
 
 
 def redact(key: str, value: Any) -> Any:

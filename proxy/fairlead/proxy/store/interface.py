@@ -94,6 +94,7 @@ class Attempt:
     accepted_at_ms: int
     deadline_at_ms: int
     timeout_ms: int
+    target_node: str
 
 
 @dataclass(frozen=True, slots=True)

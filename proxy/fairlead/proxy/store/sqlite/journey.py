@@ -25,15 +25,24 @@ from fairlead.proxy.store.interface import (
 
 _ATTEMPT_COLUMNS = (
     "run_id, fence, node_id, incarnation, tenant, command, effect, args_json, identity_json, correlation_id, "
-    "accepted_at_ms, deadline_at_ms, timeout_ms"
+    "accepted_at_ms, deadline_at_ms, timeout_ms, target_node"
 )
 _TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "EXPIRED")
 
 
 def accept(db: sqlite3.Connection, runs: Sequence[NewRun]) -> list[Accepted | KeyReused]:
     outcomes: list[Accepted | KeyReused] = []
+    # Where an earlier COMMIT failed to say whether it took effect, the job runs again: the run's id tells.
+    again = dict(
+        db.execute(
+            "SELECT run_id, status FROM runs WHERE run_id IN (SELECT value FROM json_each(?))",
+            (json.dumps([run.run_id for run in runs]),),
+        ).fetchall()
+    )
     for run in runs:
         known = _known(db, run)
+        if known is None and run.run_id in again:
+            known = Accepted(run.run_id, RunStatus(again[run.run_id]))
         if known is None:
             outcomes.append(Accepted(run.run_id, _insert_family(db, run)))
         else:
@@ -147,22 +156,20 @@ def _settle_one(db: sqlite3.Connection, report: Report, now_ms: int) -> Settled:
         return Settled(report.run_id, Verdict.UNKNOWN)
     status, fence, node_id, parent_id = RunStatus(row[0]), row[1], row[2], row[3]
     attempt = db.execute(
-        "SELECT node_id, ended_at_ms FROM attempts WHERE run_id = ? AND fence = ?",
-        (report.run_id, report.fence),
+        "SELECT node_id, outcome FROM attempts WHERE run_id = ? AND fence = ?", (report.run_id, report.fence)
     ).fetchone()
     if attempt is None or attempt[0] != report.node_id:
         return Settled(report.run_id, Verdict.FOREIGN)
     outcome = "refused" if report.refused else "completed" if report.completed else "failed"
     current = status is RunStatus.RUNNING and fence == report.fence and node_id == report.node_id
-    if attempt[1] is None or not current:
+    if current or attempt[1] in ("", "abandoned"):
         # A report that comes too late changes no run, but the timeline keeps it: it may be the only trace.
         db.execute(
             "UPDATE attempts SET ended_at_ms = ?, outcome = ?, reason = ?, detail = ?, started_at_ms = ?,"
-            " finished_at_ms = ? WHERE run_id = ? AND fence = ? AND (ended_at_ms IS NULL OR ?)",
+            " finished_at_ms = ? WHERE run_id = ? AND fence = ?",
             (
                 now_ms, outcome if current else f"late {outcome}", report.reason, report.detail,
                 report.started_at_ms or None, report.finished_at_ms or None, report.run_id, report.fence,
-                not current,
             ),
         )  # fmt: skip
     if status.terminal:

@@ -1,0 +1,253 @@
+"""A node's configuration: every key with its default, range and description, and which contradict each other.
+
+Owns the keys of `node.toml`. Invariants: a node that loads holds exactly one kind of key, knows whom to dial
+and whom to expect there, and serves only what came through the proxy unless it runs in development; a
+description stands once, here, and `configs/node.toml` repeats it word for word (a test compares them).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from fairlead.runtime.config import load, read_private_file, read_text
+from fairlead.runtime.config_model import (
+    Configuration,
+    ControlKeys,
+    Endpoint,
+    Environment,
+    FileName,
+    Finding,
+    Host,
+    Id,
+    IdOrEmpty,
+    Lax,
+    Logging,
+    NodeKey,
+    Secret,
+    Section,
+    Unfit,
+    decoded,
+    split_endpoint,
+)
+
+REFUSED_PREFIXES: Final = ("WORKER_", "FAIRLEAD_")
+LABELS_MAX: Final = 64
+_HANDLERS: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_LABEL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9._-]{0,63}")
+
+
+def _check_handlers(text: str) -> str:
+    if text and not _HANDLERS.fullmatch(text):
+        raise Unfit("is not package.module:attribute", "correct it")
+    return text
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    if len(labels) > LABELS_MAX:
+        raise Unfit(f"has more than {LABELS_MAX} labels", "remove some")
+    if not all(_LABEL_NAME.fullmatch(name) for name in labels):
+        raise Unfit("has a name that is none (allowed: 1 to 63 of a-z 0-9 . _ -)", "rename it")
+    if not all(_LABEL_VALUE.fullmatch(value) for value in labels.values()):
+        raise Unfit("has a value that is none (allowed: at most 63 of A-Z a-z 0-9 . _ -)", "change it")
+    return labels
+
+
+Handlers = Annotated[str, AfterValidator(_check_handlers)]
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+
+
+class Worker(Section):
+    """[worker]: how much a node executes."""
+
+    max_concurrent_tasks: int = Field(16, ge=1, le=10_000)
+    """Runs executed at once."""
+    max_queue_size: int = Field(256, ge=0, le=100_000)
+    """Runs taken in advance, waiting for a free place."""
+    task_timeout_ms: int = Field(30_000, ge=10, le=86_400_000)
+    """Time for a handler that names no timeout of its own."""
+
+
+class Health(Section):
+    """[health]: the node's own port."""
+
+    enabled: bool = True
+    """Whether the node serves /health, /metrics and /status."""
+    host: Host = "127.0.0.1"
+    """Address of that port."""
+    port: int = Field(9_201, ge=0, le=65_535)
+    """That port. 0 (development only): a free one."""
+
+
+class Drain(Section):
+    """[drain]: how a node stops."""
+
+    timeout_s: int = Field(10, ge=0, le=86_400)
+    """Time for running handlers to finish after a stop was asked for."""
+
+
+class NodeConfig(Configuration, ControlKeys):
+    """The whole of `node.toml`."""
+
+    schema_version: int = Field(ge=1, le=1, examples=[1])
+    """Version of this file's format."""
+    environment: Environment = "production"
+    """production, or development, which may open what production refuses."""
+    server_id: Id = Field(examples=["lobby-1"])
+    """The node's id, as the proxy lists it under [[backends]] or [[nodes]]."""
+    proxy_secret: Secret | None = None
+    """The secret of the fleet, from which the node derives its own key. Either this kind or node_key."""
+    proxy_secret_file: FileName | None = None
+    """A file (mode 600) with the secret, instead of proxy_secret."""
+    proxy_secret_previous: Secret | None = None
+    """The secret before the last rotation, tried when the proxy does not know the current one yet."""
+    proxy_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous secret, instead of proxy_secret_previous."""
+    node_key: NodeKey | None = None
+    """This node's own key, 64 hex digits of `fairlead secret node-key ID`: safer than the fleet's secret."""
+    node_key_file: FileName | None = None
+    """A file (mode 600) with the node's key, instead of node_key."""
+    node_key_previous: NodeKey | None = None
+    """The node's key before the last rotation."""
+    node_key_previous_file: FileName | None = None
+    """A file (mode 600) with the previous node key, instead of node_key_previous."""
+    proxies: Annotated[tuple[Endpoint, ...], Lax] = ("127.0.0.1:25570",)
+    """Control ports of the proxies, host:port. The node keeps one link to each."""
+    data_dir: str = Field("data/node", min_length=1)
+    """Directory of the node's inbox, relative to the working directory. One node only."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that selectors choose nodes by, for example { region = "eu" }."""
+    handlers: Handlers = ""
+    """Where the handlers are: package.module:attribute. Empty: none, or named on the command line."""
+    control_sender_id: IdOrEmpty = ""
+    """The node's id in messages. Empty: server_id."""
+    control_expected_sender_id: Id = "proxy"
+    """The proxy's messaging.control_sender_id."""
+    connect_timeout_millis: int = Field(5_000, ge=100, le=300_000)
+    """Time to connect to a proxy and finish the handshake."""
+    reconnect_base_millis: int = Field(200, ge=10, le=60_000)
+    """First pause before dialling again; it doubles, with jitter."""
+    reconnect_max_millis: int = Field(10_000, ge=10, le=3_600_000)
+    """Longest such pause."""
+    enforce_proxy: bool = True
+    """Whether only what came through the proxy is served. False only in development."""
+    require_authenticated_mode: bool = True
+    """Whether every command needs its identity envelope. False only in development."""
+    worker: Worker = Worker()
+    health: Health = Health()
+    drain: Drain = Drain()
+    logging: Logging = Logging()
+
+    @property
+    def sender_id(self) -> str:
+        """The node's id in messages."""
+        return self.control_sender_id or self.server_id
+
+    @property
+    def proxy_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every proxy."""
+        return tuple(split_endpoint(text) for text in self.proxies)
+
+    @property
+    def secret(self) -> bytes | None:
+        """The fleet's secret; None for a node that holds its own key."""
+        return decoded(self.proxy_secret)
+
+    @property
+    def secret_previous(self) -> bytes | None:
+        """The fleet's previous secret, if there is one."""
+        return decoded(self.proxy_secret_previous)
+
+    @property
+    def key(self) -> bytes | None:
+        """The node's own key; None for a node that holds the fleet's secret."""
+        return _key_bytes(self.node_key)
+
+    @property
+    def key_previous(self) -> bytes | None:
+        """The node's previous own key, if there is one."""
+        return _key_bytes(self.node_key_previous)
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._keys()
+        yield from self.control_findings("")
+        if self.sender_id == self.control_expected_sender_id:
+            path = "control_sender_id" if self.control_sender_id else "server_id"
+            yield Finding(
+                (path, "control_expected_sender_id"), self.sender_id, "is the proxy's id", "rename it"
+            )
+        if not self.proxies:
+            yield Finding(("proxies",), (), "is empty", "name at least one proxy, host:port")
+        for index, proxy in enumerate(self.proxies):
+            if proxy in self.proxies[:index]:
+                yield Finding((f"proxies[{index}]",), proxy, "is listed twice", "remove one")
+        if self.reconnect_base_millis > self.reconnect_max_millis:
+            yield Finding(
+                ("reconnect_base_millis", "reconnect_max_millis"),
+                self.reconnect_base_millis,
+                f"is longer than reconnect_max_millis (allowed: at most {self.reconnect_max_millis})",
+                "lower it, or raise reconnect_max_millis",
+            )
+        if self.environment == "production":
+            yield from self._openings()
+
+    def _keys(self) -> Iterator[Finding]:
+        secret, key = self.proxy_secret, self.node_key
+        if secret is None and key is None:
+            action = "set node_key_file or proxy_secret_file; `fairlead secret node-key ID` makes a key"
+            yield Finding(("proxy_secret", "node_key"), None, "or node_key is required", action)
+        if secret is not None and key is not None:
+            message = "cannot stand beside proxy_secret (allowed: one kind)"
+            yield Finding(("node_key", "proxy_secret"), key.get_secret_value(), message, "keep node_key only")
+        for held, other, other_previous, name, other_name in (
+            (secret, key, self.node_key_previous, "proxy_secret", "node_key"),
+            (key, secret, self.proxy_secret_previous, "node_key", "proxy_secret"),
+        ):
+            if held is not None and other is None and other_previous is not None:
+                paths = (f"{other_name}_previous", other_name, name)
+                found = other_previous.get_secret_value()
+                yield Finding(paths, found, f"is of another kind than {name}", f"use {name}_previous")
+        pairs = (
+            (secret, self.proxy_secret_previous, "proxy_secret"),
+            (key, self.node_key_previous, "node_key"),
+        )
+        for current, previous, name in pairs:
+            if current is not None and previous is not None and _same(current, previous, name):
+                found = previous.get_secret_value()
+                yield Finding((f"{name}_previous", name), found, f"is the current {name} too", "remove it")
+
+    def _openings(self) -> Iterator[Finding]:
+        """What only development may open."""
+        for name in ("enforce_proxy", "require_authenticated_mode"):
+            if not getattr(self, name):
+                message = "turns a trust check off (allowed in production: true)"
+                yield Finding((name, "environment"), False, message, "set it to true")
+        if self.health.enabled and self.health.port == 0:
+            rests_on = ("health.port", "health.enabled", "environment")
+            yield Finding(rests_on, 0, "lets the system choose (development only)", "name a port")
+
+
+def load_node_config(path: str, environ: Mapping[str, str]) -> NodeConfig:
+    """The node's configuration in the file at `path`, overridden by `environ`; or `ConfigError`."""
+    return load(
+        NodeConfig,
+        read_text(path),
+        path,
+        environ,
+        aliases={},  # the runbooks' odd names stand for keys of later versions
+        refused_prefixes=REFUSED_PREFIXES,
+        read_file=read_private_file,
+    )
+
+
+def _key_bytes(key: SecretStr | None) -> bytes | None:
+    return None if key is None else bytes.fromhex(key.get_secret_value().strip())
+
+
+def _same(current: SecretStr, previous: SecretStr, name: str) -> bool:
+    read = _key_bytes if name == "node_key" else decoded
+    return read(current) == read(previous)

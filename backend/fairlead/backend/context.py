@@ -1,0 +1,94 @@
+"""What a handler is given: who asks, until when, and the one door to an exactly-once effect."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import trio
+
+from fairlead.protocol.messages import Identity
+from fairlead.runtime.log import BoundLog
+
+T = TypeVar("T")
+_CONTROL_WORDS = frozenset({
+    "BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "PRAGMA", "VACUUM",
+})  # fmt: skip
+_RESERVED_TABLES = ("inbox", "node_meta", "registry_items")
+
+
+class TransactionMisused(Exception):
+    """A handler tried to leave, end or look behind the transaction it was given."""
+
+
+class Transaction:
+    """The database inside `ctx.transaction`: the handler's own tables, in the inbox's transaction."""
+
+    __slots__ = ("_connection", "_open")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._open = True
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """One statement. Beginning or ending transactions, and the inbox's own tables, are refused."""
+        self._check(sql)
+        return self._connection.execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
+        self._check(sql)
+        return self._connection.executemany(sql, parameters)
+
+    def close(self) -> None:
+        self._open = False
+
+    def _check(self, sql: str) -> None:
+        if not self._open:
+            raise TransactionMisused("the transaction is over; use `db` only inside the function")
+        text = sql
+        while True:  # skip leading comments, behind which a COMMIT could hide
+            text = text.lstrip()
+            if text.startswith("--"):
+                text = text.partition("\n")[2]
+            elif text.startswith("/*"):
+                text = text.partition("*/")[2]
+            else:
+                break
+        word = text.split(None, 1)[0].upper().rstrip(";") if text else ""
+        if word in _CONTROL_WORDS:
+            raise TransactionMisused(f"{word} is not allowed here: the effect and the result commit together")
+        lowered = text.lower()
+        for table in _RESERVED_TABLES:
+            if table in lowered:
+                raise TransactionMisused(f"table {table} belongs to the node's inbox")
+
+
+@dataclass(slots=True)
+class Context:
+    """One execution. Times are wall-clock milliseconds."""
+
+    run_id: str
+    attempt: int
+    idempotency_key: str
+    identity: Identity
+    tenant: str
+    deadline_at_ms: int
+    correlation_id: str
+    node_id: str
+    log: BoundLog
+    _transact: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+
+    async def transaction(self, function: Callable[[Transaction], T]) -> T:
+        """Run `function(db)` in the inbox's writer, its effect and its value durable together.
+
+        Only for commands with effect "transactional", and once per run. What the function returns is the
+        run's result, whatever happens to the handler afterwards; if it raises, nothing of it remains.
+        """
+        value: T = await self._transact(function)
+        return value
+
+    def transaction_from_thread(self, function: Callable[[Transaction], T]) -> T:
+        """`transaction` for a plain (non-async) handler, which runs in a thread."""
+        return trio.from_thread.run(self.transaction, function)

@@ -1,0 +1,96 @@
+"""The table of commands that a node offers: what `@node.command` fills and the executor reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fairlead.backend.signature import HandlerInvalid, description_of, parameters_of
+from fairlead.protocol.registry import Descriptor, Effect, Flag, Item, canonical_item, descriptor_problem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class TransientFailure(Exception):
+    """Raise it from a handler when trying again later may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function with the descriptor it is announced by."""
+
+    item: Item
+    function: Callable[..., Any]
+    is_async: bool
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return self.item.descriptor
+
+
+class Node:
+    """What the author of handlers makes: a set of commands. The process is started around it."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Handler] = {}
+
+    def command(
+        self,
+        name: str,
+        *,
+        effect: str = Effect.ONCE.value,
+        timeout_s: float = 30.0,
+        version: int = 1,
+        aliases: Sequence[str] = (),
+        permission: str = "",
+        usage: str = "",
+        player_only: bool = False,
+        hidden: bool = False,
+        requires_approval: bool = False,
+    ) -> Callable[[F], F]:
+        """Register the decorated function, plain or async, as the handler of `name` ("namespace:command").
+
+        `effect` says what may be concluded when nobody saw the end: "idempotent" (may run again, anywhere),
+        "transactional" (its effect goes through `ctx.transaction`: exactly once) or "once" (never re-run by
+        itself). Raises HandlerInvalid at import, not at the first command.
+        """
+
+        def register(function: F) -> F:
+            flags = Flag(0)
+            for wanted, flag in (
+                (player_only, Flag.PLAYER_ONLY),
+                (hidden, Flag.HIDDEN),
+                (requires_approval, Flag.REQUIRES_APPROVAL),
+            ):
+                if wanted:
+                    flags |= flag
+            parameters = parameters_of(function)
+            descriptor = Descriptor(
+                name=name,
+                version=version,
+                aliases=tuple(aliases),
+                description=description_of(function),
+                usage=usage or " ".join([name, *(_usage(each.name, each.required) for each in parameters)]),
+                parameters=parameters,
+                permission=permission,
+                flags=int(flags),
+                effect=effect,
+                timeout_ms=round(timeout_s * 1000),
+            )
+            problem = descriptor_problem(descriptor)
+            if problem:
+                raise HandlerInvalid(f"{name}: {problem}")
+            if name in self.handlers:
+                raise HandlerInvalid(f"{name}: registered twice")
+            self.handlers[name] = Handler(
+                canonical_item(descriptor), function, inspect.iscoroutinefunction(function)
+            )
+            return function
+
+        return register
+
+
+def _usage(name: str, required: bool) -> str:
+    return f"{name}=" if required else f"[{name}=]"

@@ -1,0 +1,330 @@
+"""The node's link to one proxy: dial, prove, resume, sync, beat; and again when it breaks.
+
+Losing the link clears nothing: results wait in the inbox, the registry stays in force, what runs goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import trio
+
+from fairlead.backend.backoff import Backoff
+from fairlead.backend.executor import Executor
+from fairlead.backend.inbox import Inbox
+from fairlead.backend.mirror import Effect, Mirror, Persist
+from fairlead.protocol import messages as m
+from fairlead.protocol.channel import (
+    DiallerChannel,
+    Established,
+    Event,
+    MessageReceived,
+    PeerClosed,
+    Rejected,
+)
+from fairlead.protocol.envelope import ChannelLimits
+from fairlead.protocol.keys import IdentityKey, Role
+from fairlead.protocol.limits import CHUNK_BYTES_MAX, HEARTBEAT_RUNS_MAX
+from fairlead.protocol.reasons import Reason, Reject, parse_reason
+from fairlead.runtime.link import LinkPump
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.version import SOFTWARE
+from fairlead.runtime.world import World
+
+WRITE_TIMEOUT_S = 15.0
+LINK_HELD_S = 10.0  # a link that lived this long resets the back-off
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What a link needs to know of the configuration."""
+
+    node_id: str
+    expected_proxy_id: str
+    keys: tuple[IdentityKey, ...]  # the current one first
+    bounds: ChannelLimits
+    connect_timeout_s: float
+    backoff_base_s: float
+    backoff_max_s: float
+    labels: dict[str, str]
+
+
+class ProxyLink:
+    """One configured proxy. `run` never returns; what the outside does is counted, said and retried."""
+
+    def __init__(
+        self,
+        world: World,
+        settings: LinkSettings,
+        host: str,
+        port: int,
+        incarnation: str,
+        announcements: Sequence[bytes],
+        executor: Executor,
+        inbox: Inbox,
+        mirror: Mirror,
+        observer: Observer,
+    ) -> None:
+        self._world, self._settings, self.host, self.port = world, settings, host, port
+        self._incarnation, self._announcements = incarnation, announcements
+        self._executor, self._inbox, self._mirror, self._observer = executor, inbox, mirror, observer
+        self._pump: LinkPump | None = None
+        self._welcome: m.Welcome | None = None
+        self._started_at_ms = world.wall_ms()
+        self._key_index = 0
+        self._beats: deque[tuple[int, int]] = deque(maxlen=16)  # (sequence, sent_at_ms)
+        self._sequence = 0
+        self._acks: list[tuple[str, int]] = []
+        self._wake_acks = trio.Event()
+        self.skew_ms: int | None = None
+        self.round_trip_ms: int | None = None
+        self.connected_since_ms: int | None = None
+        self.last_end: Reject | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._welcome is not None
+
+    def send(self, message: m.Message, correlation_id: str = "") -> None:
+        """Send if there is a link; what must not be lost is in the inbox and goes again on the next one."""
+        if self._pump is not None and self._welcome is not None:
+            refused = self._pump.send(message, correlation_id)
+            if refused is not None:
+                self._observer.refused(refused.reason, refused.detail, correlation_id=correlation_id)
+
+    def end(self, reason: Reason, detail: str) -> None:
+        if self._pump is not None:
+            self._pump.end(reason, detail)
+
+    async def run(self) -> None:
+        backoff = Backoff(self._settings.backoff_base_s, self._settings.backoff_max_s)
+        while True:
+            began = trio.current_time()
+            ended = await self._once()
+            self.last_end = ended
+            self._observer.refused(ended.reason, ended.detail, proxy=f"{self.host}:{self.port}")
+            if trio.current_time() - began >= LINK_HELD_S:
+                backoff.reset()
+            await trio.sleep(backoff.next_s(self._world.random_unit()))
+
+    async def _once(self) -> Reject:
+        try:
+            with trio.fail_after(self._settings.connect_timeout_s):
+                stream = await self._world.connect_tcp(self.host, self.port)
+        except trio.TooSlowError:
+            return Reject(Reason.HANDSHAKE_TIMEOUT, f"{self.host}:{self.port} did not accept in time")
+        except OSError as error:
+            detail = f"cannot connect to {self.host}:{self.port}: {error.strerror or error}"
+            return Reject(Reason.HANDSHAKE_CLOSED, detail)
+        try:
+            return await self._serve(stream)
+        finally:
+            self._pump, self._welcome, self.connected_since_ms = None, None, None
+            self._mirror.forget_staging()
+            stream.close()
+
+    async def _serve(self, stream: ByteStream) -> Reject:
+        settings = self._settings
+        channel = DiallerChannel(
+            role=Role.NODE,
+            identity=settings.node_id,
+            expected_peer=settings.expected_proxy_id,
+            key=settings.keys[self._key_index % len(settings.keys)],
+            ephemeral_private=self._world.random_bytes(32),
+            bounds=settings.bounds,
+        )
+        pump = LinkPump(self._world, stream, channel, write_timeout_s=WRITE_TIMEOUT_S)
+        outcome = await pump.handshake(settings.connect_timeout_s)
+        if isinstance(outcome, Rejected):
+            if outcome.reason in (Reason.HANDSHAKE_CLOSED, Reason.HANDSHAKE_AUTH_FAILED):
+                self._key_index += 1  # The proxy may not have the new key yet, or no longer the old one.
+            return Reject(outcome.reason, outcome.detail)
+        self._pump = pump
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            nursery.start_soon(self._store_acks)
+            self._introduce(outcome)
+            ended = await pump.run(self._on_event, self._idle_timeout_s)
+            nursery.cancel_scope.cancel()
+        return ended
+
+    def _introduce(self, established: Established) -> None:
+        assert self._pump is not None
+        self._observer.log.info(
+            "link_established", proxy=established.identity, version=established.version,
+            key_id=established.key_id.hex(),
+        )  # fmt: skip
+        self._pump.send(
+            m.Hello(
+                self._incarnation, SOFTWARE, self._started_at_ms, self._executor.capacity,
+                self._mirror.position, self._settings.labels, self._executor.switches.draining,
+            )
+        )  # fmt: skip
+        for message in announcements(self._announcements):
+            self._pump.send(message)
+        self._pump.send(self._mirror.request())
+
+    def _idle_timeout_s(self) -> float:
+        welcome = self._welcome
+        return welcome.node_timeout_ms / 1000 if welcome else self._settings.connect_timeout_s
+
+    # -- what the proxy says
+
+    async def _on_event(self, event: Event) -> None:
+        match event:
+            case MessageReceived(envelope, message):
+                await self._on_message(message, envelope.correlation_id)
+            case Rejected(reason, detail, fatal):
+                self._observer.refused(reason, detail, peer=self._settings.expected_proxy_id)
+                if not fatal and self._pump is not None:
+                    self._pump.send(m.Notice(reason.value, detail))
+            case PeerClosed(reason, detail):
+                self._observer.log.info("link_closed_by_proxy", reason=reason, detail=detail)
+            case Established():
+                raise AssertionError("a channel is established once")
+
+    async def _on_message(self, message: m.Message, correlation_id: str) -> None:
+        match message:
+            case m.Deliver():
+                self._executor.offer(message, correlation_id)
+            case m.ResultAck(runs):
+                self._acks.extend(runs)
+                self._wake_acks.set()
+            case m.HeartbeatAck(sequence, proxy_now_ms):
+                self._measure(sequence, proxy_now_ms)
+            case m.Welcome():
+                await self._on_welcome(message)
+            case m.NodeControl(paused, draining):
+                self._executor.switches.paused = paused
+                self._executor.switches.draining = draining
+                self._observer.log.info("node_control", paused=paused, draining=draining)
+            case m.RegistryUpToDate():
+                await self._perform(self._mirror.up_to_date(message))
+            case m.RegistryDelta():
+                await self._perform(self._mirror.delta(message))
+            case m.SnapshotBegin():
+                await self._perform(self._mirror.snapshot_begin(message))
+            case m.SnapshotChunk():
+                await self._perform(self._mirror.snapshot_chunk(message))
+            case m.SnapshotEnd():
+                await self._perform(self._mirror.snapshot_end(message))
+            case m.AnnounceResult(accepted, refused):
+                for name, reason, detail in refused:
+                    self._observer.refused(parse_reason(reason), detail, command=name)
+                self._observer.log.info("commands_announced", accepted=len(accepted), refused=len(refused))
+            case m.Notice(reason_text, detail, _):
+                self._observer.log.warning("refused_by_proxy", reason=reason_text, detail=detail)
+            case _:
+                self._observer.refused(Reason.UNSUPPORTED_TYPE, type(message).__name__)
+
+    async def _on_welcome(self, welcome: m.Welcome) -> None:
+        assert self._pump is not None
+        self._welcome = welcome
+        self.connected_since_ms = self._world.wall_ms()
+        self._executor.switches.paused = welcome.paused
+        self._executor.switches.draining = self._executor.switches.draining or welcome.draining
+        self._send_beat()
+        for result, refused in await self._inbox.unacked():
+            if refused:
+                self.send(m.DeliveryRefused(result.run_id, result.fence, result.reason, result.detail))
+            else:
+                self.send(result)
+
+    async def _perform(self, effects: list[Effect]) -> None:
+        assert self._pump is not None
+        for effect in effects:
+            if isinstance(effect, Persist):
+                position = effect.registry.position
+                await self._inbox.save_registry(
+                    msgspec.msgpack.encode(position),
+                    [(item.descriptor.name, item.canonical) for item in effect.upserts],
+                    effect.removals,
+                    effect.whole,
+                )
+                self._pump.send(self._mirror.adopt(effect.registry))
+                self._observer.log.info(
+                    "registry_applied", generation=position.generation, commands=len(effect.registry.items)
+                )
+            else:
+                self._pump.send(effect.message)
+                if isinstance(effect.message, m.RegistryNack):
+                    nack = effect.message
+                    self._observer.refused(parse_reason(nack.reason), nack.detail, command=nack.command)
+
+    # -- rhythm
+
+    async def _beat(self) -> None:
+        while True:
+            interval_ms = self._welcome.heartbeat_interval_ms if self._welcome else 1_000
+            await trio.sleep(interval_ms / 1000)
+            if self._welcome is not None:
+                self._send_beat()
+
+    def _send_beat(self) -> None:
+        executor = self._executor
+        self._sequence += 1
+        self._beats.append((self._sequence, self._world.wall_ms()))
+        holding = tuple(
+            (run_id, run.fence) for run_id, run in list(executor.active.items())[:HEARTBEAT_RUNS_MAX]
+        )
+        self.send(
+            m.Heartbeat(
+                self._sequence, executor.running, executor.waiting, executor.capacity, self._mirror.position,
+                self.skew_ms, self.round_trip_ms, executor.switches.draining, holding,
+            )
+        )  # fmt: skip
+
+    def beat_now(self) -> None:
+        """Tell the proxy at once that something changed (draining, above all)."""
+        if self._welcome is not None:
+            self._send_beat()
+
+    def _measure(self, sequence: int, proxy_now_ms: int) -> None:
+        now_ms = self._world.wall_ms()
+        for sent_sequence, sent_at_ms in self._beats:
+            if sent_sequence == sequence:
+                self.round_trip_ms = max(0, now_ms - sent_at_ms)
+                self.skew_ms = (sent_at_ms + now_ms) // 2 - proxy_now_ms
+                return
+
+    async def _store_acks(self) -> None:
+        """Acks become tombstones in batches: nobody waits for them."""
+        while True:
+            await self._wake_acks.wait()
+            self._wake_acks = trio.Event()
+            runs, self._acks = self._acks, []
+            try:
+                await self._inbox.acked(runs, self._world.wall_ms())
+            except Exception as error:  # harmless: the result is sent again on the next link
+                self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "proxy": f"{self.host}:{self.port}",
+            "connected": self.connected,
+            "connected_since_ms": self.connected_since_ms,
+            "skew_ms": self.skew_ms,
+            "round_trip_ms": self.round_trip_ms,
+            "key_id": self._settings.keys[self._key_index % len(self._settings.keys)].key_id.hex(),
+            "last_end": None if self.last_end is None else
+            {"reason": self.last_end.reason, "detail": self.last_end.detail},
+        }  # fmt: skip
+
+
+def announcements(descriptors: Sequence[bytes]) -> list[m.Announce]:
+    """What a node offers, in messages that fit a payload. The last one is final, even if it is empty."""
+    chunks: list[list[bytes]] = [[]]
+    size = 0
+    for raw in descriptors:
+        if size + len(raw) > CHUNK_BYTES_MAX and chunks[-1]:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(raw)
+        size += len(raw)
+    last = len(chunks) - 1
+    return [m.Announce(tuple(chunk), index == last) for index, chunk in enumerate(chunks)]

@@ -1,0 +1,269 @@
+"""The proxy's configuration as a whole, and which of its keys contradict each other.
+
+Owns `ProxyConfig` and its cross-field rules; `config_sections` owns the keys. Invariants: what loads can be
+listened on without a clash, leads every listener to a backend that exists, and opens nothing in production;
+what a memory, a lease or a payload must cover is a relation here, not a hope.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from fairlead.proxy.config_sections import (
+    BackendConfig,
+    Dispatch,
+    Limits,
+    ListenerConfig,
+    Messaging,
+    NodeGrant,
+    Observability,
+    RateLimits,
+    Reliability,
+    Routing,
+    Security,
+    StoreConfig,
+)
+from fairlead.runtime.config import load, read_private_file, read_text
+from fairlead.runtime.config_model import (
+    Configuration,
+    Environment,
+    Finding,
+    Lax,
+    Logging,
+    is_loopback,
+    may_clash,
+)
+
+REFUSED_PREFIXES: Final = ("DISPATCH_", "RELIABILITY_", "SLO_", "RETRY_", "FAIRLEAD_")
+ENVELOPE_ROOM_BYTES: Final = 4_096  # what a delivery needs in a payload beside its arguments
+
+
+class ProxyConfig(Configuration):
+    """The whole of `proxy.toml`."""
+
+    schema_version: int = Field(ge=1, le=1, examples=[1])
+    """Version of this file's format."""
+    environment: Environment = "production"
+    """production, or development, which may open what production refuses."""
+    security: Security = Security()
+    listeners: Annotated[tuple[ListenerConfig, ...], Lax] = ()
+    backends: Annotated[tuple[BackendConfig, ...], Lax] = ()
+    nodes: Annotated[tuple[NodeGrant, ...], Lax] = ()
+    routing: Routing = Routing()
+    limits: Limits = Limits()
+    rate_limits: RateLimits = RateLimits()
+    messaging: Messaging = Messaging()
+    observability: Observability = Observability()
+    dispatch: Dispatch = Dispatch()
+    reliability: Reliability = Reliability()
+    store: StoreConfig = StoreConfig()
+    logging: Logging = Logging()
+
+    def findings(self) -> Iterator[Finding]:
+        yield from _secrets(self.security)
+        yield from _names(self)
+        yield from _routes(self)
+        yield from _ports(self)
+        yield from _relations(self)
+        yield from _operators(self)
+        if self.environment == "production":
+            yield from _openings(self)
+
+
+def load_proxy_config(path: str, environ: Mapping[str, str]) -> ProxyConfig:
+    """The proxy's configuration in the file at `path`, overridden by `environ`; or `ConfigError`."""
+    return load(
+        ProxyConfig,
+        read_text(path),
+        path,
+        environ,
+        aliases={},  # the runbooks' odd names stand for keys of later versions
+        refused_prefixes=REFUSED_PREFIXES,
+        read_file=read_private_file,
+    )
+
+
+def _secrets(security: Security) -> Iterator[Finding]:
+    current, previous = security.proxy_secret, security.proxy_secret_previous
+    if current is None:
+        yield Finding(
+            ("security.proxy_secret",),
+            None,
+            "is required",
+            "set proxy_secret_file, or SECURITY_PROXY_SECRET; make one with `fairlead secret new`",
+        )
+    if previous is None:
+        return
+    if security.proxy_secret_previous_expires_at is None:
+        yield Finding(
+            ("security.proxy_secret_previous_expires_at", "security.proxy_secret_previous"),
+            None,
+            "is required with a previous secret",
+            'add it, for example: proxy_secret_previous_expires_at = "2030-01-31T12:00:00Z"',
+        )
+    if current is not None and security.secret == security.secret_previous:
+        yield Finding(
+            ("security.proxy_secret_previous", "security.proxy_secret"),
+            previous.get_secret_value(),
+            "is the current secret too",
+            "remove it, or make a new current one with `fairlead secret new`",
+        )
+
+
+def _names(config: ProxyConfig) -> Iterator[Finding]:
+    yield from _unique("listeners", "name", [listener.name for listener in config.listeners])
+    yield from _unique("backends", "id", [backend.id for backend in config.backends])
+    yield from _unique("nodes", "id", [node.id for node in config.nodes])
+    endpoints = [f"{backend.host}:{backend.port}" for backend in config.backends]
+    yield from _unique("backends", "port", endpoints, "host")
+    by_backend = {backend.node_id for backend in config.backends}
+    for index, node in enumerate(config.nodes):
+        if node.id in by_backend:
+            paths = (f"nodes[{index}].id", "backends")
+            yield Finding(paths, node.id, "is listed by a backend already", "keep one of them")
+    own = config.messaging.control_sender_id
+    listed = [(f"backends[{index}].id", backend.node_id) for index, backend in enumerate(config.backends)]
+    listed += [(f"nodes[{index}].id", node.id) for index, node in enumerate(config.nodes)]
+    for path, identity in listed:
+        if identity == own:
+            paths = (path, "messaging.control_sender_id")
+            yield Finding(paths, identity, "is the proxy's own control_sender_id", "rename it")
+
+
+def _unique(table: str, key: str, values: Iterable[str], *beside: str) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, value in enumerate(values):
+        before = first.setdefault(value, index)
+        if before != index:
+            paths = tuple(f"{table}[{place}].{name}" for place in (index, before) for name in (key, *beside))
+            yield Finding(paths, value, f"is used by {table}[{before}] already", "change one of them")
+
+
+def _routes(config: ProxyConfig) -> Iterator[Finding]:
+    known = {backend.id for backend in config.backends}
+    choices = f"(allowed: {', '.join(sorted(known)) or 'none, as there are no [[backends]]'})"
+    default = config.routing.default_backend_id
+    if default and default not in known:
+        paths = ("routing.default_backend_id", "backends")
+        yield Finding(paths, default, f"is not the id of a backend {choices}", "name one, or add it")
+    if not default and any(not listener.default_backend_id for listener in config.listeners):
+        paths = ("routing.default_backend_id", "listeners")
+        yield Finding(paths, default, f"is required by a listener without its own {choices}", "name one")
+    if not config.listeners and not config.messaging.enabled:
+        paths = ("listeners", "messaging.enabled")
+        yield Finding(paths, 0, "has nothing to serve", "add one, or set messaging.enabled = true")
+    for index, listener in enumerate(config.listeners):
+        where = f"listeners[{index}]"
+        for place, backend in enumerate(listener.backends):
+            if backend not in known:
+                paths = (f"{where}.backends[{place}]", "backends")
+                yield Finding(paths, backend, f"is not the id of a backend {choices}", "name one, or add it")
+        own, among = listener.default_backend_id, set(listener.backends)
+        rests_on = (f"{where}.default_backend_id", f"{where}.backends", "backends", "routing")
+        if own and own not in known:
+            yield Finding(rests_on, own, f"is not the id of a backend {choices}", "name one, or add it")
+        elif (first := own or default) in known and among and among <= known and first not in among:
+            message = f"leads to {first}, which is not among the listener's backends"
+            yield Finding(rests_on, own, message, "name one of them")
+
+
+def _ports(config: ProxyConfig) -> Iterator[Finding]:
+    taken = [
+        (f"listeners[{index}]", listener.host, listener.port)
+        for index, listener in enumerate(config.listeners)
+    ]
+    if config.messaging.enabled:
+        taken.append(("messaging", config.messaging.host, config.messaging.port))
+    if config.observability.enabled:
+        taken.append(("observability", config.observability.host, config.observability.port))
+    for (one, host, port), (other, other_host, other_port) in combinations(taken, 2):
+        if port == other_port != 0 and may_clash(host, other_host):
+            paths = tuple(f"{where}.{key}" for where in (other, one) for key in ("port", "host", "enabled"))
+            message = f"is taken by {one} ({host}:{port})"
+            yield Finding(paths, f"{other_host}:{other_port}", message, "choose another port")
+    if config.environment == "production":
+        for where, _, port in taken:
+            if port == 0:
+                message = "lets the system choose (development only)"
+                yield Finding((f"{where}.port", "environment"), 0, message, "name a port")
+
+
+def _relations(config: ProxyConfig) -> Iterator[Finding]:
+    messaging, dispatch = config.messaging, config.dispatch
+    yield from messaging.control_findings("messaging.")
+    heartbeat = messaging.heartbeat_interval_millis
+    if messaging.node_timeout_millis < 3 * heartbeat:
+        yield Finding(
+            ("messaging.node_timeout_millis", "messaging.heartbeat_interval_millis"),
+            messaging.node_timeout_millis,
+            f"gives a link up after one lost heartbeat or two (allowed: at least 3 of them = {3 * heartbeat})",
+            "raise it, or lower heartbeat_interval_millis",
+        )
+    if dispatch.lease_ms < 2 * heartbeat:
+        yield Finding(
+            ("dispatch.lease_ms", "messaging.heartbeat_interval_millis"),
+            dispatch.lease_ms,
+            f"ends before a heartbeat renews it (allowed: at least 2 heartbeats = {2 * heartbeat})",
+            "raise it, or lower messaging.heartbeat_interval_millis",
+        )
+    room = messaging.control_max_payload - ENVELOPE_ROOM_BYTES
+    if dispatch.args_bytes_max > room:
+        yield Finding(
+            ("dispatch.args_bytes_max", "messaging.control_max_payload"),
+            dispatch.args_bytes_max,
+            f"does not fit a message (allowed: at most messaging.control_max_payload - 4096 = {room})",
+            "lower it, or raise messaging.control_max_payload on proxy and nodes",
+        )
+    if dispatch.deadline_default_ms > dispatch.deadline_max_ms:
+        yield Finding(
+            ("dispatch.deadline_default_ms", "dispatch.deadline_max_ms"),
+            dispatch.deadline_default_ms,
+            f"is longer than deadline_max_ms (allowed: at most {dispatch.deadline_max_ms})",
+            "lower it, or raise deadline_max_ms",
+        )
+
+
+def _operators(config: ProxyConfig) -> Iterator[Finding]:
+    reliability, observability = config.reliability, config.observability
+    required = ("reliability.ops_require_operator_key",)
+    if reliability.ops_require_operator_key:
+        if not reliability.ops_keys:
+            paths = ("reliability.ops_keys", *required)
+            action = "set RELIABILITY_OPS_KEYS; make one with `fairlead secret new`"
+            yield Finding(paths, None, "is required", action)
+    elif (
+        config.environment == "development" and observability.enabled and not is_loopback(observability.host)
+    ):
+        yield Finding(
+            ("observability.host", "observability.enabled", "environment", *required),
+            observability.host,
+            "lets everybody operate this proxy without a key (allowed: a loopback address)",
+            "listen on 127.0.0.1, or set reliability.ops_require_operator_key = true",
+        )
+    counts = Counter(key.get_secret_value() for key in reliability.ops_keys)
+    if any(count > 1 for count in counts.values()):
+        keys = [key.get_secret_value() for key in reliability.ops_keys]
+        yield Finding(("reliability.ops_keys",), keys, "has a key twice", "remove one")
+
+
+def _openings(config: ProxyConfig) -> Iterator[Finding]:
+    """What only development may open."""
+    if not config.reliability.ops_require_operator_key:
+        paths = ("reliability.ops_require_operator_key", "environment")
+        message = "opens operations to everybody (allowed in production: true)"
+        yield Finding(paths, False, message, "set it to true")
+    for index, node in enumerate(config.nodes):
+        if node.id == "*":
+            paths = (f"nodes[{index}].id", "environment")
+            yield Finding(paths, node.id, "admits every id (development only)", "name ids or prefixes")
+    for index, network in enumerate(config.limits.trusted_forwarders):
+        if ipaddress.ip_network(network).prefixlen == 0:
+            paths = (f"limits.trusted_forwarders[{index}]", "environment")
+            message = "believes everybody's X-Forwarded-For (development only)"
+            yield Finding(paths, network, message, "name the networks of your load balancers")

@@ -1,0 +1,284 @@
+"""The tables of `proxy.toml`: every key with its default, its range and its description.
+
+Owns what each key accepts by itself; `config` owns which keys contradict each other. Invariants: every
+number has both ends; a description stands once, here, and `configs/proxy.toml` repeats it word for word
+(a test compares them).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from fairlead.runtime.config_model import (
+    DAY_MS,
+    ControlKeys,
+    FileName,
+    Host,
+    Id,
+    IdOrEmpty,
+    IdOrPrefix,
+    Instant,
+    Lax,
+    Namespace,
+    OpsKey,
+    RemoteHost,
+    Secret,
+    Section,
+    Unfit,
+    decoded,
+    instant_ms,
+)
+
+SQLITE: Final = "sqlite:///"
+
+
+def _check_network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise Unfit("is not a network (allowed: like 10.0.0.0/8, host bits zero)", "correct it") from None
+    return text
+
+
+def _check_store(url: str) -> str:
+    if url.startswith(("postgresql:", "postgres:")):
+        raise Unfit(
+            "PostgreSQL comes with a later version (allowed: sqlite:///FILE)", "use sqlite:/// for now"
+        )
+    path = url.removeprefix(SQLITE)
+    if path == url or not path or path.startswith(":") or "?" in path:
+        raise Unfit("is not a store (allowed: sqlite:///FILE, a durable file)", "correct it")
+    return url
+
+
+Network = Annotated[str, AfterValidator(_check_network)]
+StoreUrl = Annotated[str, AfterValidator(_check_store)]
+
+
+class Security(Section):
+    """[security]: the secret that everything else is derived from."""
+
+    proxy_secret: Secret | None = None
+    """The secret of the fleet: 64 hex digits, or base64 of 32 bytes. Best kept out of this file."""
+    proxy_secret_file: FileName | None = None
+    """A file (mode 600) with the secret, instead of proxy_secret."""
+    proxy_secret_previous: Secret | None = None
+    """The secret before the last rotation, still accepted until it expires."""
+    proxy_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous secret, instead of proxy_secret_previous."""
+    proxy_secret_previous_expires_at: Instant | None = None
+    """When the previous secret ends, as an RFC 3339 date-time in quotes. Required with a previous secret."""
+
+    @property
+    def secret(self) -> bytes:
+        """The current secret's bytes."""
+        current = decoded(self.proxy_secret)
+        assert current is not None, "load refuses a configuration without a secret"
+        return current
+
+    @property
+    def secret_previous(self) -> bytes | None:
+        """The previous secret's bytes, if there is one."""
+        return decoded(self.proxy_secret_previous)
+
+    @property
+    def secret_previous_expires_at_ms(self) -> int | None:
+        """When the previous secret ends, in milliseconds since the epoch."""
+        at = self.proxy_secret_previous_expires_at
+        return None if at is None else instant_ms(at)
+
+
+class ListenerConfig(Section):
+    """[[listeners]]: where clients come in."""
+
+    name: Id = Field(examples=["http"])
+    """Name in logs, metrics and /status."""
+    kind: Literal["http", "tcp"] = Field(examples=["http"])
+    """What clients speak: http, or tcp for anything else."""
+    host: Host = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every IPv4 address, :: for every IPv6 address."""
+    port: int = Field(examples=[8080], ge=0, le=65_535)
+    """Port to listen on. 0 (development only): a free one."""
+    backends: Annotated[tuple[Id, ...], Lax] = ()
+    """Ids of the backends it may use. Empty: all."""
+    default_backend_id: IdOrEmpty = ""
+    """The backend it tries first. Empty: routing.default_backend_id."""
+
+
+class BackendConfig(Section):
+    """[[backends]]: where clients are led to."""
+
+    id: Id = Field(examples=["lobby-1"])
+    """Id in routing, logs, metrics and /status."""
+    host: RemoteHost = Field(examples=["127.0.0.1"])
+    """Where clients' connections are led to."""
+    port: int = Field(examples=[8081], ge=1, le=65_535)
+    """Port of that host."""
+    node: IdOrEmpty = ""
+    """The node whose availability it follows. Empty: the node with its own id."""
+    namespaces: Annotated[tuple[Namespace, ...], Lax] = ()
+    """Command namespaces that its node may announce."""
+
+    @property
+    def node_id(self) -> str:
+        """The node whose availability it follows."""
+        return self.node or self.id
+
+
+class NodeGrant(Section):
+    """[[nodes]]: nodes without a client endpoint."""
+
+    id: IdOrPrefix = Field(examples=["worker-*"])
+    """A node without a client endpoint: its id, or a prefix ending in *. A bare * is for development only."""
+    namespaces: Annotated[tuple[Namespace, ...], Lax] = ()
+    """Command namespaces that it may announce."""
+
+
+class Routing(Section):
+    """[routing]: which backend a client is led to."""
+
+    default_backend_id: IdOrEmpty = Field("", examples=["lobby-1"])
+    """The backend that is tried first."""
+    strategy: Literal["default-first"] = "default-first"
+    """How a backend is chosen: the default, then the others in the order of this file."""
+    backend_down_ms: int = Field(5_000, ge=100, le=600_000)
+    """How long a backend that refused a connection is left alone."""
+
+
+class Limits(Section):
+    """[limits]: what one client connection may take."""
+
+    head_bytes_max: int = Field(16_384, ge=1_024, le=1_048_576)
+    """Longest head of a request or response, in bytes."""
+    head_count_max: int = Field(100, ge=1, le=1_000)
+    """Most header fields in one head."""
+    http_body_bytes_max: int = Field(0, ge=0, le=1 << 40)
+    """Longest request body. 0: no limit."""
+    head_timeout_s: int = Field(10, ge=1, le=3_600)
+    """Time for a client to send a whole head."""
+    body_idle_timeout_s: int = Field(30, ge=1, le=3_600)
+    """Longest silence within a request body."""
+    keepalive_idle_timeout_s: int = Field(60, ge=1, le=3_600)
+    """How long an idle client connection is kept."""
+    requests_per_connection_max: int = Field(10_000, ge=1, le=1_000_000_000)
+    """Requests after which a client connection is closed."""
+    write_timeout_s: int = Field(30, ge=1, le=3_600)
+    """Time for a client to take what it is sent."""
+    upstream_connect_timeout_s: int = Field(5, ge=1, le=300)
+    """Time to connect to a backend."""
+    upstream_response_timeout_s: int = Field(60, ge=1, le=86_400)
+    """Time for a backend to send a whole response head."""
+    upstream_idle_timeout_s: int = Field(30, ge=1, le=3_600)
+    """How long an idle backend connection is kept. Shorter than the backend keeps it."""
+    upstream_idle_max: int = Field(64, ge=0, le=10_000)
+    """Idle connections kept for each backend."""
+    connections_max: int = Field(10_000, ge=1, le=1_000_000)
+    """Client connections at once, over all listeners."""
+    tcp_idle_timeout_s: int = Field(3_600, ge=1, le=604_800)
+    """Longest silence of a tcp connection, in both directions."""
+    shutdown_grace_s: int = Field(10, ge=0, le=86_400)
+    """Time for clients and runs to finish after a stop was asked for."""
+    trusted_forwarders: Annotated[tuple[Network, ...], Lax] = ()
+    """Networks (CIDR) whose X-Forwarded-For is believed."""
+
+
+class RateLimits(Section):
+    """[rate_limits]: how much may begin at once."""
+
+    handshake_concurrent_max: int = Field(256, ge=1, le=65_536)
+    """Control handshakes at once."""
+    handshake_concurrent_per_address_max: int = Field(64, ge=1, le=65_536)
+    """Control handshakes at once from one address."""
+    routing_concurrent_max: int = Field(256, ge=1, le=65_536)
+    """Backend connections being made at once."""
+    connection_per_ip_max: int = Field(20, ge=1, le=1_000_000)
+    """New client connections from one address within the window."""
+    connection_per_ip_window_millis: int = Field(10_000, ge=100, le=3_600_000)
+    """That window."""
+
+
+class Messaging(ControlKeys):
+    """[messaging]: the control port, for nodes and client links."""
+
+    enabled: bool = True
+    """Whether nodes and client links are served."""
+    host: Host = "0.0.0.0"
+    """Address of the control port. Open by default: every peer must prove its key."""
+    port: int = Field(25_570, ge=0, le=65_535)
+    """The control port. 0 (development only): a free one."""
+    control_sender_id: Id = "proxy"
+    """The proxy's own id in messages; the nodes' control_expected_sender_id."""
+    control_replay_max_entries: int = Field(100_000, ge=1_000, le=10_000_000)
+    """Messages remembered at once. Full means refused, never forgotten."""
+    handshake_timeout_millis: int = Field(5_000, ge=100, le=60_000)
+    """Time for a peer to finish its handshake."""
+    heartbeat_interval_millis: int = Field(2_000, ge=100, le=60_000)
+    """How often proxy and node say that they are there, and leases are renewed."""
+    node_timeout_millis: int = Field(15_000, ge=300, le=600_000)
+    """Silence after which a link is given up. At least 3 heartbeats."""
+
+
+class Observability(Section):
+    """[observability]: the ops port."""
+
+    enabled: bool = True
+    """Whether the ops port is served."""
+    host: Host = "127.0.0.1"
+    """Address of the ops port."""
+    port: int = Field(9_100, ge=0, le=65_535)
+    """The ops port. 0 (development only): a free one."""
+    open_reads: bool = True
+    """Whether health, metrics and status need no key when asked from loopback."""
+
+
+class Dispatch(Section):
+    """[dispatch]: commands, from submission to their end."""
+
+    kill_switch: bool = False
+    """Stops acceptance, delivery and retries at once. Any source that says true wins."""
+    pending_max: int = Field(100_000, ge=1, le=100_000_000)
+    """Runs that may wait; beyond it, submissions are answered 429."""
+    args_bytes_max: int = Field(32_768, ge=64, le=16_777_216)
+    """Longest arguments of one run, in bytes. At most messaging.control_max_payload - 4096."""
+    body_bytes_max: int = Field(4_194_304, ge=1_024, le=67_108_864)
+    """Longest body of a submission, batches included."""
+    batch_items_max: int = Field(1_000, ge=1, le=1_000)
+    """Submissions in one batch."""
+    deadline_default_ms: int = Field(60_000, ge=100, le=30 * DAY_MS)
+    """Deadline of a run that names none."""
+    deadline_max_ms: int = Field(DAY_MS, ge=100, le=30 * DAY_MS)
+    """Longest deadline a submission may name."""
+    lease_ms: int = Field(15_000, ge=1_000, le=600_000)
+    """How long a delivered run is a node's without being renewed. At least 2 heartbeats."""
+    wait_max_s: int = Field(60, ge=0, le=3_600)
+    """Longest `Prefer: wait`."""
+    retention_hours: int = Field(168, ge=1, le=87_600)
+    """How long finished runs are kept."""
+    public: bool = False
+    """Whether clients' HTTP listeners serve /api/dispatch and /api/runs/ID too."""
+
+
+class Reliability(Section):
+    """[reliability]: who operates, and what callers may ask."""
+
+    ops_require_operator_key: bool = True
+    """Whether operators need a key. False only in development, on loopback."""
+    ops_keys: Annotated[tuple[OpsKey, ...], Lax] = ()
+    """The operators' keys, each of 32 or more characters. Best set by RELIABILITY_OPS_KEYS."""
+    enable_idempotency: bool = True
+    """Whether callers may send idempotency keys. The nodes' inbox always holds."""
+
+
+class StoreConfig(Section):
+    """[store]: where runs are kept."""
+
+    url: StoreUrl = "sqlite:///data/fairlead.db"
+    """Where runs are kept: sqlite:/// and a file, relative to the working directory."""
+
+    @property
+    def path(self) -> str:
+        """The SQLite file."""
+        return self.url.removeprefix(SQLITE)

@@ -1,0 +1,121 @@
+"""Pure. Who may begin a handshake, and with which key: before a link exists.
+
+Three guards in the order in which a connection meets them: how many handshakes at once (in all, and from one
+address), which key proves the claimed identity, and whether this first message was seen before. Nothing
+unauthenticated can fill a table: handshakes are bounded, and the memory of first messages is only written
+after the message authenticated.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fairlead.protocol.keys import IdentityKey, Role, derive
+from fairlead.protocol.preamble import Preamble
+from fairlead.protocol.reasons import Reason, Reject
+
+
+class HandshakeSlots:
+    """Counts handshakes in progress. The control port's budget is its own."""
+
+    def __init__(self, concurrent_max: int, per_address_max: int) -> None:
+        self._concurrent_max, self._per_address_max = concurrent_max, per_address_max
+        self._by_address: dict[str, int] = {}
+        self.concurrent = 0
+
+    def take(self, address: str) -> Reject | None:
+        if self.concurrent >= self._concurrent_max:
+            return Reject(Reason.HANDSHAKE_LIMIT, f"{self.concurrent} are in progress")
+        mine = self._by_address.get(address, 0)
+        if mine >= self._per_address_max:
+            return Reject(Reason.HANDSHAKE_ADDRESS_LIMIT, f"{mine} from {address} are in progress")
+        self._by_address[address] = mine + 1
+        self.concurrent += 1
+        return None
+
+    def give_back(self, address: str) -> None:
+        self.concurrent -= 1
+        left = self._by_address[address] - 1
+        if left:
+            self._by_address[address] = left
+        else:
+            del self._by_address[address]
+
+
+class FirstMessages:
+    """Remembers the ephemeral keys of authenticated first messages for a window; refuses when full."""
+
+    def __init__(self, window_ms: int, entries_max: int) -> None:
+        self._window_ms, self._entries_max = window_ms, entries_max
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+
+    def check(self, ephemeral: bytes, now_ms: int) -> Reject | None:
+        while self._seen:
+            oldest, at_ms = next(iter(self._seen.items()))
+            if now_ms - at_ms < self._window_ms:
+                break
+            del self._seen[oldest]
+        if ephemeral in self._seen:
+            return Reject(Reason.HANDSHAKE_REPLAYED, "a recorded first message")
+        if len(self._seen) >= self._entries_max:
+            # Never evict what still counts: a full memory must not become a hole.
+            return Reject(Reason.HANDSHAKE_LIMIT, "the memory of first messages is full")
+        self._seen[ephemeral] = now_ms
+        return None
+
+
+@dataclass(slots=True)
+class KeyRing:
+    """The proxy's keys: current and, during an overlap, previous; epochs raised by revocation."""
+
+    secret: bytes
+    previous: bytes | None = None
+    previous_expires_at_ms: int = 0
+    epochs: dict[tuple[int, str], int] = field(default_factory=dict)
+    listed: Callable[[Role, str], bool] = lambda role, identity: True
+
+    def lookup(self, claim: Preamble, now_ms: int) -> IdentityKey | Reject:
+        """The key that must prove the claim, chosen by its public id; or why there is none."""
+        if claim.role is not Role.NODE:
+            return Reject(Reason.ROLE_NOT_SERVED, f"role {claim.role.name.lower()}")
+        if not self.listed(claim.role, claim.identity):
+            return Reject(Reason.IDENTITY_NOT_LISTED, claim.identity)
+        epoch = self.epochs.get((int(claim.role), claim.identity), 0)
+        current = derive(self.secret, claim.role, claim.identity, epoch)
+        if claim.key_id == current.key_id:
+            return current
+        if self.previous is not None:
+            old = derive(self.previous, claim.role, claim.identity, epoch)
+            if claim.key_id == old.key_id:
+                if now_ms >= self.previous_expires_at_ms:
+                    return Reject(Reason.PREVIOUS_KEY_EXPIRED, f"{claim.identity} holds {old.key_id.hex()}")
+                return old
+        for secret in (self.secret, self.previous):
+            for earlier in range(epoch):
+                if secret and claim.key_id == derive(secret, claim.role, claim.identity, earlier).key_id:
+                    return Reject(Reason.IDENTITY_REVOKED, f"{claim.identity} holds a key of epoch {earlier}")
+        detail = f"{claim.identity} holds {claim.key_id.hex()}, expected {current.key_id.hex()}"
+        return Reject(Reason.HANDSHAKE_KEY_UNKNOWN, detail)
+
+    def name_of(self, key_id: bytes, identity: str) -> str:
+        """ "current" or "previous", for status and metrics."""
+        epoch = self.epochs.get((int(Role.NODE), identity), 0)
+        same = key_id == derive(self.secret, Role.NODE, identity, epoch).key_id
+        return "current" if same else "previous"
+
+
+def granted_namespaces(grants: Mapping[str, tuple[str, ...]], node_id: str) -> frozenset[str]:
+    """The namespaces a node may announce commands in. A grant's id may end in `*`."""
+    found: set[str] = set()
+    for pattern, namespaces in grants.items():
+        if matches(pattern, node_id):
+            found.update(namespaces)
+    return frozenset(found)
+
+
+def matches(pattern: str, node_id: str) -> bool:
+    if pattern.endswith("*"):
+        return node_id.startswith(pattern[:-1])
+    return pattern == node_id

@@ -1,0 +1,422 @@
+"""The shell of the registry's journey and of the nodes' links: performs what the pure parts decide.
+
+`dispatch` hears of nodes only through the small `Dispatch` interface below; `app` hands it in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import trio
+
+from fairlead.protocol import messages as m
+from fairlead.protocol.envelope import ChannelLimits, encode_body
+from fairlead.protocol.keys import Role
+from fairlead.protocol.reasons import Reason, Refused, Reject
+from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing, granted_namespaces
+from fairlead.proxy.control.link import NodeLink, serve
+from fairlead.proxy.control.nodes import NodeRecord, NodeState, NodeTable
+from fairlead.proxy.control.registry import Change, RegistryOwner
+from fairlead.proxy.store.interface import NodeOverride, Report, Store
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.version import SOFTWARE
+from fairlead.runtime.world import World
+
+FANOUT_YIELD_EVERY: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """What control needs of the configuration."""
+
+    proxy_id: str
+    bounds: ChannelLimits
+    handshake_timeout_s: float
+    heartbeat_interval_ms: int
+    node_timeout_s: float
+    lease_ms: int
+    grants: Mapping[str, tuple[str, ...]]  # node id or prefix* -> namespaces
+
+
+class Dispatch(Protocol):
+    """What control tells the command's journey."""
+
+    async def node_linked(self, link: NodeLink, record: NodeRecord) -> None: ...
+    def node_changed(self, record: NodeRecord) -> None: ...
+    def node_lost(self, link: NodeLink) -> None: ...
+    async def reported(self, link: NodeLink, report: Report, correlation_id: str) -> None: ...
+    def beat(self, link: NodeLink, holding: Sequence[tuple[str, int]]) -> None: ...
+
+
+class Control:
+    """All links and the registry of this proxy."""
+
+    def __init__(
+        self,
+        world: World,
+        observer: Observer,
+        settings: ControlSettings,
+        store: Store,
+        keys: KeyRing,
+        slots: HandshakeSlots,
+        first_messages: FirstMessages,
+        registry: RegistryOwner,
+        nodes: NodeTable,
+        overrides: Mapping[str, NodeOverride],
+        dispatch: Dispatch,
+    ) -> None:
+        self.world, self.observer, self.settings = world, observer, settings
+        self.keys, self.slots, self.first_messages = keys, slots, first_messages
+        self.registry, self.nodes = registry, nodes
+        self._store, self._dispatch = store, dispatch
+        self.links: dict[str, NodeLink] = {}
+        self.rejects: dict[str, Counter[str]] = {}
+        self._publishing = trio.Lock()
+        for override in overrides.values():
+            self._apply(override)
+        metrics = observer.metrics
+        self._acks = metrics.counter("registry_acks_total", "Registry changes acknowledged by nodes.")
+        self._nacks = metrics.counter(
+            "registry_nacks_total", "Registry changes refused by nodes.", ("reason",)
+        )
+        metrics.computed("nodes", "Nodes by state.", ("state",), self._count_states)
+        metrics.computed("node_links", "Links by the key they use.", ("key",), self._count_keys)
+        metrics.computed(
+            "registry_generation", "The generation in force.", (), lambda: {(): registry.position.generation}
+        )
+        metrics.computed(
+            "registry_nodes_synchronized", "Linked nodes that hold the registry in force.", (),
+            lambda: {(): sum(self.is_synchronized(node) for node in self.links)},
+        )  # fmt: skip
+        metrics.computed("node_skew_ms", "Measured clock skew of nodes.", ("node",), self._skews)
+
+    # -- connections
+
+    async def serve(self, stream: Any) -> None:
+        """One accepted connection on the control port."""
+        await serve(self, stream)
+
+    async def on_message(self, link: NodeLink, message: m.Message, correlation_id: str) -> None:
+        """One message of a link that exists. Runs in the link's own task, in order."""
+        record = self.nodes.record(link.node_id)
+        record.heard_at_s = trio.current_time()
+        match message:
+            case m.Result():
+                await self._dispatch.reported(link, _report(link, message), correlation_id)
+            case m.DeliveryRefused():
+                await self._dispatch.reported(link, _refusal(link, message), correlation_id)
+            case m.Heartbeat():
+                self._on_beat(link, record, message)
+            case m.Hello():
+                await self._on_hello(link, record, message)
+            case m.Announce(descriptors, final):
+                await self._on_announce(link, record, descriptors, final)
+            case m.RegistryRequest(held, full):
+                self._push(link, record.sync.requested(held, full, self.registry))
+            case m.RegistryAck():
+                self._acks.inc()
+                self._push(link, record.sync.acked(message, self.registry))
+                self._dispatch.node_changed(record)
+            case m.RegistryNack():
+                self._on_nack(link, record, message)
+            case m.Notice(reason, detail, _):
+                self.observer.log.warning("refused_by_node", node=link.node_id, reason=reason, detail=detail)
+            case _:
+                link.refuse(Reason.UNSUPPORTED_TYPE, type(message).__name__)
+
+    async def _on_hello(self, link: NodeLink, record: NodeRecord, hello: m.Hello) -> None:
+        older = self.links.get(link.node_id)
+        if older is link:
+            link.refuse(Reason.UNAUTHORIZED_TYPE, "a second HELLO")
+            return
+        if older is not None:
+            if older.incarnation != hello.incarnation and record.state(
+                trio.current_time(), self.nodes.timeout_s, self.nodes.grace_s
+            ) in (NodeState.ONLINE, NodeState.DRAINING):
+                detail = f"{older.address} is linked as another incarnation"
+                self.observer.refused(
+                    Reason.INCARNATION_CONFLICT, detail, node=link.node_id, peer=link.address
+                )
+                link.end(Reason.INCARNATION_CONFLICT, detail)
+                return
+            older.end(Reason.LINK_DISPLACED, f"by {link.address}")
+            with trio.move_on_after(self.settings.handshake_timeout_s):
+                await older.ended.wait()
+        link.incarnation, link.introduced = hello.incarnation, True
+        self.links[link.node_id] = link
+        record.linked(hello, trio.current_time())
+        record.address = link.address
+        record.key_id = link.established.key_id.hex()
+        record.key = self.keys.name_of(link.established.key_id, link.node_id)
+        record.wire_version = link.established.version
+        settings = self.settings
+        link.send(
+            m.Welcome(
+                settings.proxy_id, self.registry.position.fleet_id, SOFTWARE, settings.heartbeat_interval_ms,
+                round(settings.node_timeout_s * 1000), settings.lease_ms, settings.bounds.skew_ms_max,
+                record.paused, record.drained_by_operator,
+            )
+        )  # fmt: skip
+        self.observer.log.info(
+            "node_linked", node=link.node_id, peer=link.address, key=record.key, key_id=record.key_id,
+            software=hello.software, incarnation=hello.incarnation,
+        )  # fmt: skip
+        await self._dispatch.node_linked(link, record)
+
+    def on_lost(self, link: NodeLink, ended: Reject) -> None:
+        """A link ended, for whatever reason. Nothing but the link is forgotten."""
+        if self.links.get(link.node_id) is not link:
+            self.observer.log.info("link_ended", node=link.node_id, reason=ended.reason, detail=ended.detail)
+            return
+        del self.links[link.node_id]
+        goodbye = ended.reason is Reason.LINK_CLOSED
+        self.nodes.record(link.node_id).lost(ended.reason, ended.detail, goodbye, trio.current_time())
+        self.observer.refused(ended.reason, ended.detail, node=link.node_id, peer=link.address)
+        self._dispatch.node_lost(link)
+
+    def _on_beat(self, link: NodeLink, record: NodeRecord, beat: m.Heartbeat) -> None:
+        before = record.draining
+        record.beat(beat, trio.current_time())
+        link.send(m.HeartbeatAck(beat.sequence, self.world.wall_ms()))
+        self._dispatch.beat(link, beat.holding)
+        if before != record.draining:
+            self.observer.log.info("node_draining", node=link.node_id, draining=record.draining)
+        self._dispatch.node_changed(record)
+
+    # -- the registry's journey
+
+    async def _on_announce(
+        self, link: NodeLink, record: NodeRecord, descriptors: Sequence[bytes], final: bool
+    ) -> None:
+        granted = granted_namespaces(self.settings.grants, link.node_id)
+        async with self._publishing:
+            announced = self.registry.announce(link.node_id, granted, descriptors)
+            if announced.change is not None:
+                try:
+                    await self._publish(announced.change, link.node_id)
+                except Exception as error:  # not durable, so not in force; the node announces again
+                    self.observer.refused(Reason.STORE_UNAVAILABLE, f"registry: {error}", node=link.node_id)
+                    link.end(Reason.STORE_UNAVAILABLE, "the announcement could not be stored")
+                    return
+        record.offers.update({item.descriptor.name: item.digest for item in announced.accepted})
+        refused = tuple((name, reason.value, detail) for name, reason, detail in announced.refused)
+        record.announce_refused = (*record.announce_refused, *refused)
+        for name, reason, detail in announced.refused:
+            self.observer.refused(reason, detail, node=link.node_id, command=name)
+        accepted = tuple(item.descriptor.name for item in announced.accepted)
+        link.send(m.AnnounceResult(accepted, refused))
+        if final:
+            self._dispatch.node_changed(record)
+
+    async def remove(self, name: str) -> int:
+        """Take a command out of the registry. Returns the new generation. Raises Refused."""
+        async with self._publishing:
+            if self.registry.registry.get(name) is None:
+                raise Refused(Reason.COMMAND_UNKNOWN, name)
+            change = self.registry.plan((), (name,))
+            assert isinstance(change, Change), "a registry does not grow by a removal"
+            await self._publish(change, "")
+        for record in self.nodes.nodes.values():
+            record.offers.pop(name, None)
+        return self.registry.position.generation
+
+    async def _publish(self, change: Change, source: str) -> None:
+        """Durable first, then in force, then to every node. Caller holds the lock."""
+        upserts = {item.descriptor.name: (item.canonical, source) for item in change.upserts}
+        generation = change.registry.position.generation
+        await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms())
+        self.registry.adopt(change, source)
+        self.observer.log.info(
+            "registry_changed", generation=generation, upserts=len(change.upserts),
+            removals=len(change.removals), source=source, commands=len(change.registry.items),
+        )  # fmt: skip
+        await self._fan_out()
+
+    async def _fan_out(self) -> None:
+        """Tell every link, encoding each distinct message once. Yields now and then: a fleet is large."""
+        encoded: dict[int, tuple[m.Message, bytes]] = {}
+        by_base: dict[Any, list[m.Message]] = {}
+        for count, (node_id, link) in enumerate(list(self.links.items())):
+            sync = self.nodes.record(node_id).sync
+            base = sync.held
+            messages = sync.changed(self.registry)
+            if messages and base in by_base:
+                messages = by_base[base]  # the same distance to go: the same messages
+            elif messages:
+                by_base[base] = messages
+            for message in messages:
+                body = encoded.get(id(message))
+                if body is None:
+                    body = encoded[id(message)] = (message, encode_body(message))
+                link.send_encoded(m.TYPE_OF[type(message)], body[1])
+            if count % FANOUT_YIELD_EVERY == FANOUT_YIELD_EVERY - 1:
+                await trio.lowlevel.checkpoint()
+
+    def _push(self, link: NodeLink, messages: Sequence[m.Message]) -> None:
+        for message in messages:
+            link.send(message)
+
+    def _on_nack(self, link: NodeLink, record: NodeRecord, nack: m.RegistryNack) -> None:
+        self._push(link, record.sync.nacked(nack, self.registry, self.world.wall_ms()))
+        seen = record.sync.nack
+        assert seen is not None
+        self._nacks.inc(seen.reason.value)
+        self.observer.refused(
+            seen.reason, seen.detail, node=link.node_id, command=seen.command, generation=seen.generation
+        )
+        self._dispatch.node_changed(record)
+
+    def is_synchronized(self, node_id: str) -> bool:
+        return self.nodes.record(node_id).sync.is_at(self.registry.position)
+
+    # -- what operators do
+
+    def resync(self, node_id: str) -> None:
+        """Send a whole snapshot, whatever the node holds. Raises Refused."""
+        link = self._link(node_id)
+        sync = self.nodes.record(node_id).sync
+        held = sync.held or self.registry.position
+        self._push(link, sync.requested(held, True, self.registry))
+
+    async def override(
+        self, node_id: str, by: str, *, paused: bool | None = None, draining: bool | None = None
+    ) -> NodeOverride:
+        """Pause, resume, drain or undrain a node; survives restarts of both. Raises Refused."""
+        record = self.nodes.nodes.get(node_id)
+        if record is None:
+            raise Refused(Reason.NODE_UNKNOWN, node_id)
+        override = NodeOverride(
+            node_id,
+            record.paused if paused is None else paused,
+            record.drained_by_operator if draining is None else draining,
+            self.world.wall_ms(),
+            by,
+        )
+        await self._store.save_node_override(override)
+        self._apply(override)
+        self.observer.log.info(
+            "node_override", node=node_id, paused=override.paused, draining=override.draining, by=by
+        )
+        link = self.links.get(node_id)
+        if link is not None:
+            link.send(m.NodeControl(override.paused, override.draining))
+        self._dispatch.node_changed(record)
+        return override
+
+    async def revoke(self, node_id: str, by: str) -> int:
+        """Make every key the node holds worthless and end its link. Returns the new epoch."""
+        epoch = await self._store.raise_key_epoch(int(Role.NODE), node_id, self.world.wall_ms(), by)
+        self.keys.epochs[int(Role.NODE), node_id] = epoch
+        self.observer.log.warning("identity_revoked", node=node_id, epoch=epoch, by=by)
+        link = self.links.get(node_id)
+        if link is not None:
+            link.end(Reason.IDENTITY_REVOKED, f"by {by}")
+        return epoch
+
+    def close_all(self, reason: Reason, detail: str) -> None:
+        for link in list(self.links.values()):
+            link.end(reason, detail)
+
+    def _apply(self, override: NodeOverride) -> None:
+        record = self.nodes.record(override.node_id)
+        record.paused, record.drained_by_operator = override.paused, override.draining
+
+    def _link(self, node_id: str) -> NodeLink:
+        if node_id not in self.nodes.nodes:
+            raise Refused(Reason.NODE_UNKNOWN, node_id)
+        link = self.links.get(node_id)
+        if link is None:
+            raise Refused(Reason.NODE_NOT_CONNECTED, node_id)
+        return link
+
+    # -- what is seen of it
+
+    def count_reject(self, node_id: str, reason: Reason) -> None:
+        self.rejects.setdefault(node_id, Counter())[reason.value] += 1
+
+    def describe(self, node_id: str) -> dict[str, Any]:
+        """One node as /status and /api/nodes show it."""
+        record, now_s = self.nodes.record(node_id), trio.current_time()
+        sync, position = record.sync, self.registry.position
+        return {
+            "id": node_id,
+            "state": self.nodes.state(node_id, now_s).value,
+            "connected": record.connected,
+            "address": record.address,
+            "heard_ms_ago": None if record.heard_at_s is None else round((now_s - record.heard_at_s) * 1000),
+            "links": record.links,
+            "last_end": None if record.last_end is None
+            else {"reason": record.last_end[0].value, "detail": record.last_end[1]},
+            "software": record.software,
+            "wire_version": record.wire_version,
+            "incarnation": record.incarnation,
+            "labels": record.labels,
+            "key": record.key,
+            "key_id": record.key_id,
+            "paused": record.paused,
+            "draining": record.draining,
+            "queue": {"running": record.running, "waiting": record.waiting, "capacity": record.capacity},
+            "skew_ms": record.skew_ms,
+            "round_trip_ms": record.round_trip_ms,
+            "registry": {
+                "desired": position.generation,
+                "sent": None if sync.sent is None else sync.sent.generation,
+                "acked": None if sync.held is None else sync.held.generation,
+                "synchronized": record.connected and sync.is_at(position),
+                "lag": None if sync.held is None else position.generation - sync.held.generation,
+                "last_nack": None if sync.nack is None else {
+                    "generation": sync.nack.generation, "reason": sync.nack.reason.value,
+                    "command": sync.nack.command, "detail": sync.nack.detail, "at_ms": sync.nack.at_ms,
+                },
+            },
+            "offers": sorted(record.offers),
+            "announce_refused": [
+                {"command": name, "reason": reason, "detail": detail}
+                for name, reason, detail in record.announce_refused
+            ],
+            "rejects": dict(self.rejects.get(node_id, {})),
+        }  # fmt: skip
+
+    def _count_states(self) -> dict[tuple[str, ...], float]:
+        return {(state.value,): count for state, count in self.nodes.counts(trio.current_time()).items()}
+
+    def _count_keys(self) -> dict[tuple[str, ...], float]:
+        counts: dict[tuple[str, ...], float] = {("current",): 0, ("previous",): 0}
+        for node_id in self.links:
+            counts[(self.nodes.record(node_id).key,)] += 1
+        return counts
+
+    def _skews(self) -> dict[tuple[str, ...], float]:
+        return {
+            (node_id,): record.skew_ms
+            for node_id, record in self.nodes.nodes.items()
+            if record.skew_ms is not None
+        }
+
+
+def _report(link: NodeLink, result: m.Result) -> Report:
+    return Report(
+        result.run_id, result.fence, link.node_id, result.completed, result.value_json, result.reason,
+        result.detail, result.started_at_ms, result.finished_at_ms,
+    )  # fmt: skip
+
+
+def _refusal(link: NodeLink, refused: m.DeliveryRefused) -> Report:
+    return Report(
+        refused.run_id,
+        refused.fence,
+        link.node_id,
+        False,
+        b"",
+        refused.reason,
+        refused.detail,
+        0,
+        0,
+        refused=True,
+    )
+
+
+__all__ = ["Control", "ControlSettings", "Dispatch"]

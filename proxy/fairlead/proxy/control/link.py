@@ -1,0 +1,144 @@
+"""One node's link, on the proxy's side: from an accepted stream to its end.
+
+Handshake under a deadline and within the slots; the link exists (may displace an older one, counts its key)
+only after the node's first transport message decrypted. From then on every message goes to `Control`, which
+decides; this file only moves it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from fairlead.protocol import messages as m
+from fairlead.protocol.channel import (
+    Established,
+    Event,
+    MessageReceived,
+    PeerClosed,
+    Rejected,
+    ResponderChannel,
+)
+from fairlead.protocol.reasons import Reason, Reject
+from fairlead.proxy.control.nodes import NodeRecord
+from fairlead.runtime.link import LinkPump
+from fairlead.runtime.streams import ByteStream
+
+if TYPE_CHECKING:
+    from fairlead.proxy.control.control import Control
+
+NOTICES_MAX = 20
+WRITE_TIMEOUT_S = 10.0
+
+
+class NodeLink:
+    """A link that exists. Others send through it; it never makes them wait."""
+
+    def __init__(self, control: Control, pump: LinkPump, established: Established, address: str) -> None:
+        self._control, self._pump, self.established = control, pump, established
+        self.address = address
+        self.node_id = established.identity
+        self.incarnation = ""
+        self.introduced = False
+        self._notices = 0
+        self.ended = trio.Event()
+
+    def send(self, message: m.Message, correlation_id: str = "") -> Reject | None:
+        refused = self._pump.send(message, correlation_id)
+        if refused is not None:
+            self._control.observer.refused(
+                refused.reason, refused.detail, node=self.node_id, correlation_id=correlation_id
+            )
+        return refused
+
+    def send_encoded(self, number: m.MessageType, body: bytes) -> None:
+        refused = self._pump.send_encoded(number, body)
+        if refused is not None:
+            self._control.observer.refused(refused.reason, refused.detail, node=self.node_id)
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        self._pump.end(reason, detail)
+
+    async def run(self) -> Reject:
+        ended = await self._pump.run(self._on_event, self._idle_timeout_s)
+        self.ended.set()
+        return ended
+
+    def _idle_timeout_s(self) -> float:
+        settings = self._control.settings
+        return settings.node_timeout_s if self.introduced else settings.handshake_timeout_s
+
+    async def _on_event(self, event: Event) -> None:
+        match event:
+            case MessageReceived(envelope, message):
+                if not self.introduced and not isinstance(message, m.Hello):
+                    self._refuse(Reason.UNAUTHORIZED_TYPE, f"{type(message).__name__} before HELLO")
+                    return
+                await self._control.on_message(self, message, envelope.correlation_id)
+            case Rejected(reason, detail, fatal):
+                if not fatal:
+                    self._refuse(reason, detail)
+                else:
+                    self._control.observer.refused(reason, detail, node=self.node_id, peer=self.address)
+            case PeerClosed() | Established():
+                pass  # The pump ends the link and says why.
+
+    def _refuse(self, reason: Reason, detail: str) -> None:
+        """Count, log, and tell the peer; telling is bounded, so that refusing cannot be made expensive."""
+        self._control.observer.refused(reason, detail, node=self.node_id, peer=self.address)
+        self._control.count_reject(self.node_id, reason)
+        if self._notices < NOTICES_MAX:
+            self._notices += 1
+            self.send(m.Notice(reason.value, detail[:200]))
+
+    def refuse(self, reason: Reason, detail: str) -> None:
+        """A refusal decided by `Control`."""
+        self._refuse(reason, detail)
+
+
+async def serve(control: Control, stream: ByteStream) -> None:
+    """One accepted connection on the control port, from its first byte to its last."""
+    address = stream.peer_host
+    refused = control.slots.take(address)
+    if refused is not None:
+        control.observer.refused(refused.reason, refused.detail, peer=address)
+        stream.close()
+        return
+    try:
+        pump, outcome = await _handshake(control, stream)
+    finally:
+        control.slots.give_back(address)
+    if isinstance(outcome, Rejected):
+        opening = pump.channel.opening if isinstance(pump.channel, ResponderChannel) else None
+        claimed = opening.identity if opening else ""
+        control.observer.refused(outcome.reason, outcome.detail, peer=address, claimed=claimed)
+        if claimed in control.nodes.nodes:
+            control.count_reject(claimed, outcome.reason)
+        stream.close()
+        return
+    link = NodeLink(control, pump, outcome, f"{stream.peer_host}:{stream.peer_port}")
+    try:
+        ended = await link.run()
+    except BaseException:
+        control.on_lost(link, Reject(Reason.LINK_TRUNCATED, "the proxy stopped or failed"))
+        raise
+    finally:
+        stream.close()
+    control.on_lost(link, ended)
+
+
+async def _handshake(control: Control, stream: ByteStream) -> tuple[LinkPump, Established | Rejected]:
+    world, settings = control.world, control.settings
+    channel = ResponderChannel(
+        our_id=settings.proxy_id,
+        lookup=lambda claim: control.keys.lookup(claim, world.wall_ms()),
+        first_seen=lambda ephemeral: control.first_messages.check(ephemeral, world.wall_ms()),
+        ephemeral_private=world.random_bytes(32),
+        bounds=settings.bounds,
+    )
+    pump = LinkPump(world, stream, channel, write_timeout_s=WRITE_TIMEOUT_S)
+    return pump, await pump.handshake(settings.handshake_timeout_s)
+
+
+__all__ = ["NodeLink", "NodeRecord", "serve"]

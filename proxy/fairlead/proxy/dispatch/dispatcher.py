@@ -1,0 +1,522 @@
+"""The shell of the command's journey: the store first, then the wire, then whoever waits.
+
+Four loops, each draining what gathered since its last turn, so that commits and frames are shared:
+
+* `_settle_loop`: reports of nodes -> store -> acks to nodes, answers to waiters;
+* `_claim_loop`: room on a node and something pending -> store -> deliveries;
+* `_renew_loop`: leases that heartbeats keep alive;
+* `_tick_loop`: deadlines, leases that ran out, counts, pruning.
+
+Invariants: a delivery is sent only after its claim is durable; a result is acknowledged and told only after it
+is durable; what was accepted is in the store and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from fairlead.protocol import messages as m
+from fairlead.protocol.reasons import Reason, Refused, parse_reason
+from fairlead.protocol.registry import Registry
+from fairlead.proxy.control.link import NodeLink
+from fairlead.proxy.control.nodes import NodeRecord
+from fairlead.proxy.dispatch.fleet import Fleet, Outstanding, Slot
+from fairlead.proxy.dispatch.submit import Planned
+from fairlead.proxy.store.interface import (
+    Accepted,
+    Assignment,
+    Attempt,
+    KeyReused,
+    NewRun,
+    Report,
+    RunStatus,
+    Settled,
+    Store,
+    Verdict,
+)
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.world import World
+
+CLAIM_MAX: Final = 256
+REPORTS_WAITING_MAX: Final = 10_000
+TURNED_DOWN_PAUSE_S: Final = 0.25
+REDELIVER_AFTER_S: Final = 5.0
+TICK_S: Final = 1.0
+PRUNE_EVERY_TICKS: Final = 60
+PRUNE_BATCH: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchSettings:
+    """What dispatch needs of the configuration."""
+
+    pending_max: int
+    lease_ms: int
+    retention_ms: int
+    kill_switch: bool
+
+
+@dataclass(slots=True)
+class _Wait:
+    event: trio.Event
+    result: dict[str, Any] | None = None
+
+
+class Dispatcher:
+    """Accepts, delivers, settles."""
+
+    def __init__(
+        self,
+        world: World,
+        observer: Observer,
+        settings: DispatchSettings,
+        store: Store,
+        registry: Callable[[], Registry],
+    ) -> None:
+        self._world, self._observer, self._settings, self._store = world, observer, settings, store
+        self._registry = registry
+        self.fleet = Fleet()
+        self.draining = False
+        self.pending: dict[str, int] = {}
+        self._links: dict[str, NodeLink] = {}
+        self._redeliver: dict[str, list[Attempt]] = {}
+        self._reports: deque[tuple[NodeLink, Report]] = deque()
+        self._unsent: list[Report] = []
+        self._lost: deque[tuple[str, frozenset[str]]] = deque()
+        self._renewals: deque[tuple[str, list[tuple[str, int]]]] = deque()
+        self._reported, self._claimable, self._renewable = trio.Event(), trio.Event(), trio.Event()
+        self._settled = trio.Event()  # replaced after every batch
+        self._waits: dict[str, list[_Wait]] = {}
+        self.store_failing_since_s: float | None = None
+        metrics = observer.metrics
+        self._accepted = metrics.counter("runs_accepted_total", "Runs accepted durably.")
+        self._replayed = metrics.counter(
+            "runs_idempotent_replays_total", "Submissions answered by an earlier run."
+        )
+        self._ended = metrics.counter("runs_ended_total", "Runs by how they ended.", ("status", "reason"))
+        for status in RunStatus:
+            if status.terminal:
+                self._ended.cell(status.value, "")
+        self._delivered = metrics.counter("deliveries_total", "Attempts sent to nodes.")
+        self._verdicts = metrics.counter("reports_total", "Reports of nodes, by verdict.", ("verdict",))
+        for verdict in Verdict:
+            self._verdicts.cell(verdict.value)
+        self._seconds = metrics.histogram("run_seconds", "From acceptance to a durable end.")
+        metrics.computed("runs_pending", "Runs waiting for a node.", (), lambda: {(): self.pending_total})
+        metrics.computed(
+            "runs_outstanding", "Deliveries without an end.", (), lambda: {(): self.fleet.outstanding()}
+        )
+
+    @property
+    def pending_total(self) -> int:
+        return sum(self.pending.values())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the loops until cancelled."""
+        self.pending = await self._store.pending_counts()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle_loop)
+            nursery.start_soon(self._claim_loop)
+            nursery.start_soon(self._renew_loop)
+            nursery.start_soon(self._tick_loop)
+            task_status.started()
+
+    # -- acceptance
+
+    def check_open(self) -> None:
+        """Raises Refused where nothing is accepted now."""
+        if self._settings.kill_switch:
+            raise Refused(Reason.DISPATCH_KILL_SWITCH, "dispatch.kill_switch is set", retry_after_s=60)
+        if self.draining:
+            raise Refused(Reason.DISPATCH_DRAINING, retry_after_s=5)
+
+    async def accept(self, planned: Sequence[Planned]) -> list[Accepted | KeyReused]:
+        """Accept all of them in one transaction. Raises Refused where none was accepted."""
+        self.check_open()
+        size = sum(len(each.run.children) or 1 for each in planned)
+        if self.pending_total + size > self._settings.pending_max:
+            raise Refused(Reason.QUEUE_FULL, f"{self.pending_total} runs are waiting", retry_after_s=1)
+        runs = [self._assign(each.run) for each in planned]
+        try:
+            outcomes = await self._store.accept(runs)
+        except BaseException as error:
+            self._release(runs)
+            if isinstance(error, sqlite3.Error | OSError):
+                raise Refused(Reason.STORE_UNAVAILABLE, str(error), retry_after_s=1) from error
+            raise
+        for run, outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, Accepted) and not outcome.replayed:
+                self._accepted.inc()
+                await self._dispatch_accepted(run)
+            else:
+                self._replayed.inc()
+                self._release([run])
+        return outcomes
+
+    def _assign(self, run: NewRun) -> NewRun:
+        """Pin to a node that has room now, unless somebody waits for it already."""
+        if run.children:
+            return replace(run, children=tuple(self._assign(child) for child in run.children))
+        if self.pending.get(run.target_node, 0):
+            return run
+        slot = self.fleet.choose(run.command, run.target_node)
+        if slot is None:
+            return run
+        lease_until_ms = run.accepted_at_ms + self._settings.lease_ms
+        slot.outstanding[run.run_id] = Outstanding(1, lease_until_ms, trio.current_time())
+        return replace(run, assignment=Assignment(slot.node_id, slot.incarnation, lease_until_ms))
+
+    def _release(self, runs: Sequence[NewRun]) -> None:
+        for run in runs:
+            self._release(run.children)
+            if run.assignment:
+                slot = self.fleet.slots.get(run.assignment.node_id)
+                if slot is not None:
+                    slot.outstanding.pop(run.run_id, None)
+
+    async def _dispatch_accepted(self, run: NewRun) -> None:
+        for each in run.children or (run,):
+            given = each.assignment
+            if given is None:
+                self.pending[each.target_node] = self.pending.get(each.target_node, 0) + 1
+                self._claimable.set()
+                continue
+            attempt = Attempt(
+                each.run_id, 1, given.node_id, given.incarnation, each.tenant, each.command, each.effect,
+                each.args_json, each.identity_json, each.correlation_id, each.accepted_at_ms,
+                each.deadline_at_ms, each.timeout_ms, each.target_node,
+            )  # fmt: skip
+            self._deliver(attempt)
+
+    # -- delivery
+
+    def _deliver(self, attempt: Attempt) -> None:
+        """Send an attempt that is durable. If the link went away meanwhile, or never knew the run, it is
+        delivered when the node is linked again: the claim stands."""
+        link = self._links.get(attempt.node_id)
+        slot = self.fleet.slots.get(attempt.node_id)
+        if link is None or slot is None or slot.incarnation != attempt.incarnation:
+            self._give_up_unsent(attempt)
+            return
+        item = self._registry().get(attempt.command)
+        if item is None:
+            self._give_up_unsent(attempt)
+            return
+        refused = link.send(
+            m.Deliver(
+                attempt.run_id, attempt.run_id, attempt.fence, attempt.command, item.digest, attempt.args_json,
+                msgspec.json.decode(attempt.identity_json, type=m.Identity), attempt.tenant,
+                attempt.deadline_at_ms, attempt.timeout_ms, attempt.accepted_at_ms,
+            ),
+            attempt.correlation_id,
+        )  # fmt: skip
+        if refused is not None:
+            self._give_up_unsent(attempt)
+            return
+        self._delivered.inc()
+
+    def _give_up_unsent(self, attempt: Attempt) -> None:
+        """Nothing was sent under this fence, and this proxy knows it: the run may go elsewhere."""
+        slot = self.fleet.slots.get(attempt.node_id)
+        if slot is not None:
+            slot.outstanding.pop(attempt.run_id, None)
+        self._unsent.append(
+            Report(
+                attempt.run_id, attempt.fence, attempt.node_id, False, b"", Reason.NODE_NOT_CONNECTED.value,
+                "the link ended before the delivery was sent", 0, 0, refused=True,
+            )
+        )  # fmt: skip
+        self._reported.set()
+
+    async def _claim_loop(self) -> None:
+        while True:
+            await self._claimable.wait()
+            self._claimable = trio.Event()
+            if self._settings.kill_switch:
+                continue
+            claimers = self.fleet.claimers(self.pending, trio.current_time())
+            if not claimers:
+                continue
+            async with trio.open_nursery() as nursery:
+                for slot in claimers:
+                    nursery.start_soon(self._guarded, self._claim_for, slot)
+
+    async def _claim_for(self, slot: Slot) -> None:
+        now_ms = self._world.wall_ms()
+        lease_until_ms = now_ms + self._settings.lease_ms
+        limit = min(slot.room, CLAIM_MAX)
+        if not limit:
+            return
+        attempts = await self._store.claim(
+            slot.node_id, slot.incarnation, sorted(slot.offers), limit, lease_until_ms, now_ms
+        )
+        for attempt in attempts:
+            left = self.pending.get(attempt.target_node, 0) - 1
+            self.pending[attempt.target_node] = max(0, left)
+            slot.outstanding[attempt.run_id] = Outstanding(attempt.fence, lease_until_ms, trio.current_time())
+            self._deliver(attempt)
+        if len(attempts) < limit:
+            slot.not_before_s = trio.current_time() + TURNED_DOWN_PAUSE_S  # nothing more for it now
+        elif self.pending_total:
+            self._claimable.set()
+
+    # -- what nodes say (called by control)
+
+    async def node_linked(self, link: NodeLink, record: NodeRecord) -> None:
+        now_ms = self._world.wall_ms()
+        ended = await self._store.forsake(link.node_id, link.incarnation, now_ms)
+        for each in ended:
+            self._observer.refused(
+                Reason.OUTCOME_UNKNOWN,
+                "the node came back without its inbox",
+                run=each.run_id,
+                node=link.node_id,
+            )
+            if each.status.terminal:
+                self._count_end(each.status, each.reason)
+                await self._wake(each.run_id, each.parent_id if each.parent_status else "")
+        slot = Slot(link.node_id, link.incarnation, record.capacity)
+        held = await self._store.held_by(link.node_id)
+        lease_until_ms = now_ms + self._settings.lease_ms
+        for attempt in held:
+            slot.outstanding[attempt.run_id] = Outstanding(attempt.fence, lease_until_ms, trio.current_time())
+        self._redeliver[link.node_id] = held
+        self._links[link.node_id] = link
+        self.fleet.slots[link.node_id] = slot
+        self.node_changed(record)
+
+    def node_changed(self, record: NodeRecord) -> None:
+        """Offers, credit, registry or an operator's decision changed."""
+        slot = self.fleet.slots.get(record.node_id)
+        if slot is None:
+            return
+        registry = self._registry()
+        offers = frozenset(
+            name
+            for name, digest in record.offers.items()
+            if (item := registry.get(name)) is not None and item.digest == digest
+        )
+        slot.capacity, slot.offers = record.capacity, offers
+        slot.confirmed = record.sync.confirmed
+        slot.takes_new = slot.confirmed and not record.paused and not record.draining
+        if slot.confirmed:
+            for attempt in self._redeliver.pop(record.node_id, ()):
+                if attempt.run_id in slot.outstanding:
+                    self._deliver(attempt)
+        if slot.room and self.pending_total:
+            self._claimable.set()
+
+    def node_lost(self, link: NodeLink) -> None:
+        """The link is gone. Its runs stay pinned: the node may be executing them."""
+        if self._links.get(link.node_id) is link:
+            del self._links[link.node_id]
+            self.fleet.slots.pop(link.node_id, None)
+            self._redeliver.pop(link.node_id, None)
+
+    async def reported(self, link: NodeLink, report: Report, correlation_id: str) -> None:
+        """A result or a refusal. The link's reader waits only if the store is far behind."""
+        self._reports.append((link, report))
+        self._reported.set()
+        if len(self._reports) > REPORTS_WAITING_MAX:
+            await self._settled.wait()
+
+    def beat(self, link: NodeLink, holding: Sequence[tuple[str, int]]) -> None:
+        """A heartbeat: renew what it names, deliver again what it lost."""
+        slot = self.fleet.slots.get(link.node_id)
+        if slot is None:
+            return
+        now_ms, now_s = self._world.wall_ms(), trio.current_time()
+        held = dict(holding)
+        due = []
+        for run_id, fence in holding:
+            known = slot.outstanding.get(run_id)
+            if known and known.lease_until_ms - now_ms < self._settings.lease_ms * 2 // 3:
+                known.lease_until_ms = now_ms + self._settings.lease_ms
+                due.append((run_id, fence))
+        if due:
+            self._renewals.append((link.node_id, due))
+            self._renewable.set()
+        lost = [
+            run_id
+            for run_id, known in slot.outstanding.items()
+            if run_id not in held and now_s - known.sent_at_s > REDELIVER_AFTER_S
+        ]
+        if lost and slot.confirmed and len(holding) < 1_000:
+            for run_id in lost:
+                slot.outstanding[run_id].sent_at_s = now_s
+            self._lost.append((link.node_id, frozenset(lost)))
+            self._renewable.set()
+
+    # -- settling
+
+    async def _settle_loop(self) -> None:
+        while True:
+            await self._reported.wait()
+            self._reported = trio.Event()
+            while self._reports or self._unsent:
+                await self._guarded(self._settle_batch)
+                self._settled.set()
+                self._settled = trio.Event()
+
+    async def _settle_batch(self) -> None:
+        batch = list(self._reports)[: 4 * CLAIM_MAX]
+        unsent = self._unsent[:CLAIM_MAX]
+        reports = [report for _, report in batch] + unsent
+        settled = await self._store.settle(reports, self._world.wall_ms())
+        for _ in batch:
+            self._reports.popleft()
+        del self._unsent[: len(unsent)]
+        acks: dict[NodeLink, list[tuple[str, int]]] = {}
+        links: list[NodeLink | None] = [link for link, _ in batch]
+        links += [None] * len(unsent)
+        for link, report, outcome in zip(links, reports, settled, strict=True):
+            self._verdicts.inc(outcome.verdict.value)
+            if outcome.verdict is Verdict.FOREIGN:
+                if link is not None:
+                    link.refuse(Reason.FOREIGN_STATEMENT, f"run {report.run_id}, fence {report.fence}")
+                continue
+            if link is not None:
+                acks.setdefault(link, []).append((report.run_id, report.fence))
+            await self._after_settling(report, outcome)
+        for link, runs in acks.items():
+            if not link.ended.is_set():
+                link.send(m.ResultAck(tuple(runs)))
+        if self.pending_total:
+            self._claimable.set()
+
+    async def _after_settling(self, report: Report, outcome: Settled) -> None:
+        slot = self.fleet.slots.get(report.node_id)
+        if slot is not None:
+            known = slot.outstanding.get(report.run_id)
+            if known is not None and known.fence <= report.fence:
+                del slot.outstanding[report.run_id]
+            if report.refused:
+                slot.not_before_s = trio.current_time() + TURNED_DOWN_PAUSE_S
+        if outcome.verdict is Verdict.REQUEUED:
+            self._observer.refused(
+                parse_reason(report.reason),
+                report.detail, run=report.run_id, node=report.node_id, level="info",
+            )  # fmt: skip
+            await self._refresh_pending()
+        elif outcome.verdict is Verdict.SETTLED:
+            assert outcome.status is not None
+            self._count_end(outcome.status, parse_reason(report.reason) if report.reason else None)
+            result = None
+            if report.run_id in self._waits:
+                result = {
+                    "run_id": report.run_id, "status": outcome.status.value,
+                    "result": msgspec.json.decode(report.value_json) if report.completed else None,
+                    "reason": report.reason, "detail": report.detail, "node_id": report.node_id,
+                }  # fmt: skip
+            await self._wake(report.run_id, outcome.parent_id if outcome.parent_status else "", result)
+            if outcome.parent_status is not None:
+                why = None if outcome.parent_status is RunStatus.COMPLETED else Reason.CHILD_FAILED
+                self._count_end(outcome.parent_status, why)
+
+    def _count_end(self, status: RunStatus, reason: Reason | None) -> None:
+        self._ended.inc(status.value, reason.value if reason else "")
+
+    # -- waiting callers
+
+    async def wait(self, run_ids: Sequence[str], timeout_s: float) -> dict[str, dict[str, Any]]:
+        """What is known of the runs once all have ended, or when the time is up. Missing: not ended."""
+        waits: dict[str, _Wait] = {}
+        try:
+            for run_id in run_ids:
+                wait = waits[run_id] = _Wait(trio.Event())
+                self._waits.setdefault(run_id, []).append(wait)
+            # A run may have ended before we listened.
+            for run_id, known in (await self._store.results(run_ids)).items():
+                if RunStatus(known["status"]).terminal:
+                    waits[run_id].result = known
+                    waits[run_id].event.set()
+            with trio.move_on_after(timeout_s):
+                for wait in waits.values():
+                    await wait.event.wait()
+        finally:
+            for run_id, wait in waits.items():
+                listeners = self._waits.get(run_id, [])
+                if wait in listeners:
+                    listeners.remove(wait)
+                if not listeners:
+                    self._waits.pop(run_id, None)
+        return {run_id: wait.result for run_id, wait in waits.items() if wait.result is not None}
+
+    async def _wake(self, run_id: str, parent_id: str, result: dict[str, Any] | None = None) -> None:
+        for identifier, known in ((run_id, result), (parent_id, None)):
+            if not identifier or identifier not in self._waits:
+                continue
+            if known is None:
+                known = (await self._store.results([identifier])).get(identifier)
+            for wait in self._waits.get(identifier, ()):
+                wait.result = known
+                wait.event.set()
+
+    # -- upkeep
+
+    async def _renew_loop(self) -> None:
+        while True:
+            await self._renewable.wait()
+            self._renewable = trio.Event()
+            while self._renewals:
+                node_id, runs = self._renewals.popleft()
+                until_ms = self._world.wall_ms() + self._settings.lease_ms
+                await self._guarded(self._store.renew, node_id, runs, until_ms)
+            while self._lost:
+                node_id, lost = self._lost.popleft()
+                await self._guarded(self._deliver_again, node_id, lost)
+
+    async def _deliver_again(self, node_id: str, lost: frozenset[str]) -> None:
+        """The node does not name a run that it was sent: it never saw it, or its report is on the way."""
+        for attempt in await self._store.held_by(node_id):
+            slot = self.fleet.slots.get(node_id)
+            if attempt.run_id in lost and slot is not None and attempt.run_id in slot.outstanding:
+                self._deliver(attempt)
+
+    async def _tick_loop(self) -> None:
+        ticks = 0
+        while True:
+            await trio.sleep(TICK_S)
+            ticks += 1
+            await self._guarded(self._sweep)
+            if self.pending_total:
+                await self._guarded(self._refresh_pending)
+                self._claimable.set()
+            if ticks % PRUNE_EVERY_TICKS == 0:
+                before_ms = self._world.wall_ms() - self._settings.retention_ms
+                await self._guarded(self._store.prune, before_ms, PRUNE_BATCH)
+
+    async def _sweep(self) -> None:
+        ended = await self._store.sweep(self._world.wall_ms(), self._settings.lease_ms)
+        for each in ended:
+            slot = self.fleet.slots.get(each.node_id)
+            if slot is not None:
+                slot.outstanding.pop(each.run_id, None)
+            if each.status.terminal:
+                assert each.reason is not None
+                self._count_end(each.status, each.reason)
+                self._observer.refused(each.reason, "", run=each.run_id, node=each.node_id, level="info")
+                await self._wake(each.run_id, each.parent_id if each.parent_status else "")
+        if ended:
+            await self._refresh_pending()
+
+    async def _refresh_pending(self) -> None:
+        self.pending = await self._store.pending_counts()
+
+    async def _guarded(self, action: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """A failing store must not end the loops: it is counted, shown in health, and tried again."""
+        try:
+            await action(*arguments)
+            self.store_failing_since_s = None
+        except (sqlite3.Error, OSError, Refused) as error:
+            if self.store_failing_since_s is None:
+                self.store_failing_since_s = trio.current_time()
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"{action.__name__}: {error}", level="error")
+            await trio.sleep(0.2)

@@ -1,0 +1,347 @@
+"""HTTP clients: one task for each connection, from its first byte to its last.
+
+Stands at the head of the client's journey; `exchange` takes each request on to a backend and back.
+
+Invariants: one deadline watches every wait, and the phase says what its passing means; a request is
+forwarded only if its framing is beyond doubt; requests on one connection are answered in order; after
+the first byte of an answer has gone out, a failure resets the connection, for a client must not take a
+truncation for an end.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from fairlead.protocol.reasons import Reason, Refused, Reject, traits
+from fairlead.proxy.edge.connect import Connector
+from fairlead.proxy.edge.forward_headers import is_trusted
+from fairlead.proxy.edge.pool import Pools
+from fairlead.proxy.edge.routing import Router
+from fairlead.proxy.edge.sessions import Session
+from fairlead.proxy.edge.settings import EdgeConfig
+from fairlead.proxy.edge.wire import READ_BYTES, Wire
+from fairlead.runtime.http.answer import answer_bytes
+from fairlead.runtime.http.body import WholeBody
+from fairlead.runtime.http.framing import split_head
+from fairlead.runtime.http.head import HeadReader, RequestHead
+from fairlead.runtime.http.message import Request, Response, problem, split_target
+from fairlead.runtime.http.server import correlation_id_of
+from fairlead.runtime.metrics import Cell, Family
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.world import World
+
+LocalHandler = Callable[[Request], Awaitable[Response]]
+
+_LINGER_S: Final = 1.0
+_LINGER_BYTES_MAX: Final = 1024 * 1024
+_DRAIN_GRACE_S: Final = 1.0
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NOT_FORWARDED: Final = (b"CONNECT", b"TRACE")
+
+# What is being waited for.
+IDLE, HEAD, BODY, UPLOAD, RESPONSE, RESPONSE_BODY, WRITE, LINGER = range(8)
+_TIMEOUT_REASONS: Final = {
+    HEAD: Reason.HTTP_HEAD_TIMEOUT,
+    BODY: Reason.HTTP_BODY_TIMEOUT,
+    RESPONSE: Reason.BACKEND_TIMEOUT,
+    RESPONSE_BODY: Reason.BACKEND_TIMEOUT,
+    WRITE: Reason.CLIENT_WRITE_TIMEOUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRoutes:
+    """Requests that the proxy answers itself on its client ports. Answers are whole, never streamed."""
+
+    takes: Callable[[str], bool]  # by path
+    handler: LocalHandler
+
+
+class HttpListener:
+    """What all connections of one listener share."""
+
+    def __init__(
+        self,
+        name: str,
+        config: EdgeConfig,
+        world: World,
+        observer: Observer,
+        router: Router,
+        pools: Pools,
+        connector: Connector,
+        heads: HeadReader,
+        local: LocalRoutes | None,
+        forward: Callable[[ClientConnection, RequestHead], Awaitable[None]],
+        requests: Family,
+        moved: Family,
+    ) -> None:
+        self.name, self.world, self.observer, self.forward = name, world, observer, forward
+        self.router, self.pools, self.connector, self.heads, self.local = (
+            router,
+            pools,
+            connector,
+            heads,
+            local,
+        )
+        self.limits, self.trusted, self.access_log = (
+            config.limits,
+            config.trusted_forwarders,
+            config.access_log,
+        )
+        self.status_cells: list[Cell] = [
+            requests.cell(name, f"{status_class}xx") for status_class in (1, 1, 2, 3, 4, 5)
+        ]
+        self.bytes_in, self.bytes_out = moved.cell(name, "in"), moved.cell(name, "out")
+        self.connections: set[ClientConnection] = set()
+        self.is_draining = False
+
+    def drain(self) -> None:
+        """Answer what is under way with `Connection: close`; close what is idle now."""
+        self.is_draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    async def serve(self, stream: ByteStream, session: Session) -> None:
+        """One client, to its end."""
+        connection = ClientConnection(self, stream, session)
+        self.connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self.connections.discard(connection)
+            stream.close()
+
+
+class ClientConnection:
+    """One client's connection."""
+
+    def __init__(self, listener: HttpListener, stream: ByteStream, session: Session) -> None:
+        self.listener, self.limits, self.session = listener, listener.limits, session
+        self.client = Wire(stream)
+        self.peer = stream.peer_host
+        self.is_trusted = is_trusted(self.peer, listener.trusted)
+        self.scope = trio.CancelScope()
+        self.phase = IDLE
+        self.served = 0
+        # Of the current exchange:
+        self.correlation_id = ""
+        self.keep = False
+        self.has_body_pending = False  # a part of the request's body may still be under way
+        self.has_started = False  # a byte of the final answer has gone out
+        self.began_at = 0.0
+
+    async def run(self) -> None:
+        try:
+            while True:
+                with self.scope:
+                    await self._serve()
+                if not self.scope.cancelled_caught or not await self._timed_out():
+                    return
+        except trio.BrokenResourceError:
+            if self.phase != IDLE and self.phase != LINGER:
+                self.refused(Reject(Reason.CLIENT_GONE), level="debug")
+
+    def enter(self, phase: int, timeout_s: float) -> None:
+        """Begin a wait for what `phase` says, with its deadline."""
+        self.phase = phase
+        self.scope.deadline = trio.current_time() + timeout_s
+
+    def drain(self) -> None:
+        if self.phase == IDLE:
+            if self.served:
+                self.scope.cancel()
+            else:  # It has only just come: it may have a request under way.
+                self.scope.deadline = min(self.scope.deadline, trio.current_time() + _DRAIN_GRACE_S)
+
+    async def _serve(self) -> None:
+        limits = self.limits
+        timeout_s = limits.http_keepalive_timeout_s if self.served else limits.http_head_timeout_s
+        while True:
+            self.enter(IDLE, timeout_s)
+            self.session.state = "idle"
+            self.correlation_id = ""
+            self.has_started, self.has_body_pending, self.keep = False, True, False
+            head = await self._read_head()
+            if head is None:
+                return
+            if isinstance(head, Reject):
+                await self.refuse(head)
+                return await self._linger()
+            self.session.state = "active"
+            self.served += 1
+            self.correlation_id = correlation_id_of(head.correlation_id, self.listener.world)
+            self.has_body_pending = head.length != 0
+            self.keep = (
+                head.keep_alive
+                and self.served < limits.http_requests_per_connection_max
+                and not self.listener.is_draining
+            )
+            try:
+                if head.method in _NOT_FORWARDED:
+                    raise Refused(Reason.HTTP_METHOD_UNSUPPORTED, "this method is not forwarded")
+                if self.listener.local is None or not await self._answer_locally(self.listener.local, head):
+                    await self.listener.forward(self, head)
+            except Refused as refused:
+                await self.refuse(Reject(refused.reason, refused.detail), refused.retry_after_s)
+            if not self.keep:
+                return await self._linger()
+            timeout_s = limits.http_keepalive_timeout_s
+
+    # -- the client's side
+
+    async def receive(self) -> bytes:
+        """More bytes from the client; b"" at end of file."""
+        data = await self.client.receive()
+        self.session.bytes_in += len(data)
+        self.listener.bytes_in.value += len(data)
+        return data
+
+    async def send(self, data: bytes) -> None:
+        """Bytes to the client, with a deadline only if they do not go at once."""
+        self.session.bytes_out += len(data)
+        self.listener.bytes_out.value += len(data)
+        rest = self.client.send_nowait(data)
+        if rest:
+            self.enter(WRITE, self.limits.client_write_timeout_s)
+            await self.client.stream.send_all(rest)
+
+    async def _read_head(self) -> RequestHead | Reject | None:
+        """The next request's head; None at an orderly end."""
+        buffer = self.client.buffer
+        self.client.buffer = b""
+        while True:
+            while buffer.startswith(b"\r\n"):
+                buffer = buffer[2:]  # empty lines before a request are to be ignored (RFC 9112, 2.2)
+            if buffer:
+                if self.phase == IDLE:
+                    self.began_at = trio.current_time()
+                found = split_head(buffer, self.limits.http_head_bytes_max)
+                if isinstance(found, tuple):
+                    head, self.client.buffer = found
+                    return self.listener.heads.request(head)
+                if found is not None:
+                    return found
+                if self.phase == IDLE:
+                    self.enter(HEAD, self.limits.http_head_timeout_s)
+            more = await self.receive()
+            if not more:
+                return Reject(Reason.CLIENT_GONE, "the head is incomplete") if buffer else None
+            buffer = buffer + more if buffer else more
+
+    async def _linger(self) -> None:
+        """Close so that the client can read our last answer: a reset would discard it unread."""
+        self.enter(LINGER, _LINGER_S)
+        await self.client.stream.send_eof()
+        left = _LINGER_BYTES_MAX
+        while left > 0:
+            data = await self.client.stream.receive_some(READ_BYTES)
+            if not data:
+                return
+            left -= len(data)
+
+    # -- our own answers
+
+    async def _answer_locally(self, local: LocalRoutes, head: RequestHead) -> bool:
+        """Answer it here if it is ours to answer."""
+        path, query = split_target(head.target)
+        if not local.takes(path):
+            return False
+        whole = WholeBody(head.length, self.limits.http_local_body_bytes_max)
+        if not whole.is_done:
+            self.enter(BODY, self.limits.http_body_idle_timeout_s)
+            reject = whole.feed(self.client.buffer)
+            if reject is None and not whole.is_done and head.expects_continue and not self.client.buffer:
+                await self.send(_CONTINUE)
+            while reject is None and not whole.is_done:
+                self.enter(BODY, self.limits.http_body_idle_timeout_s)
+                data = await self.receive()
+                reject = whole.feed(data) if data else Reject(Reason.CLIENT_GONE, "the body is incomplete")
+            if reject is not None:
+                raise Refused(reject.reason, reject.detail)
+            self.client.buffer = whole.rest
+        self.has_body_pending = False
+        headers = [(name, value) for _, name, value, _ in head.fields]
+        method = head.method.decode("ascii")
+        request = Request(method, path, query, headers, whole.take(), self.peer, self.correlation_id)
+        self.scope.deadline = float("inf")  # The handler minds its own deadlines.
+        try:
+            response = await local.handler(request)
+            await self._send_answer(response, head.method)
+        except (Refused, trio.BrokenResourceError):
+            raise
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            detail = f"{method} {path} failed unexpectedly"
+            self.refused(Reject(Reason.INTERNAL_ERROR, detail), level="error", traceback=text)
+            await self._send_answer(
+                problem(Reason.INTERNAL_ERROR, "an unexpected error", self.correlation_id), head.method
+            )
+        return True
+
+    async def refuse(self, reject: Reject, retry_after_s: float | None = None) -> None:
+        """Count, log and tell a refusal; the connection goes on only where the next request surely begins."""
+        if not self.correlation_id:
+            self.correlation_id = self.listener.world.new_id()
+        if reject.reason is Reason.CLIENT_GONE:
+            self.refused(reject, level="debug")
+            self.keep = False
+            return
+        self.refused(reject)
+        if self.has_started:
+            self.client.stream.abort()
+            raise trio.BrokenResourceError("the answer was cut off")
+        self.keep = self.keep and not self.has_body_pending
+        response = problem(reject.reason, reject.detail, self.correlation_id, retry_after_s=retry_after_s)
+        await self._send_answer(response, b"GET")
+
+    async def _send_answer(self, response: Response, method: bytes) -> None:
+        if response.stream is not None:
+            raise ValueError("answers on client ports are whole, not streamed")
+        wall_ms = self.listener.world.wall_ms()
+        data = answer_bytes(response, method, self.keep, self.correlation_id, wall_ms)
+        self.has_started = True
+        self.count(response.status)
+        await self.send(data)
+
+    def count(self, status: int) -> None:
+        self.listener.status_cells[min(status // 100, 5)].value += 1
+
+    def refused(self, reject: Reject, level: str = "warning", **fields: str) -> None:
+        if traits(reject.reason).status < 500 and level == "warning":
+            level = "info"
+        self.listener.observer.refused(
+            reject.reason,
+            reject.detail,
+            level=level,
+            correlation_id=self.correlation_id,
+            peer=self.peer,
+            listener=self.listener.name,
+            backend=self.session.backend,
+            **fields,
+        )
+
+    async def _timed_out(self) -> bool:
+        """The deadline passed, or a drain woke us. Whether to go on serving."""
+        phase, self.scope = self.phase, trio.CancelScope()
+        if phase == IDLE:
+            self.client.buffer = self.client.receive_nowait() if self.listener.is_draining else b""
+            return bool(self.client.buffer)  # A request was already under way: it is served.
+        reason = _TIMEOUT_REASONS.get(phase)
+        if reason is None:
+            return False
+        self.keep = False
+        with self.scope:
+            if self.has_started or reason is Reason.CLIENT_WRITE_TIMEOUT:
+                self.refused(Reject(reason))
+                self.client.stream.abort()
+                return False
+            self.enter(WRITE, self.limits.client_write_timeout_s)
+            await self.refuse(Reject(reason))
+            await self._linger()
+        return False

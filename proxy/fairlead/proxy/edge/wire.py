@@ -1,0 +1,80 @@
+"""One side of an HTTP exchange: a byte stream, and what was read from it and not yet used.
+
+Thin shell over `runtime.streams`. On sockets it waits first and reads then, which saves the failing read
+before every wait; sends go out at once where the kernel takes them, without arming a deadline.
+
+Invariants: `receive` is a cancellation point and yields to others each time; `send_nowait` is neither.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from fairlead.runtime.streams import ByteStream, SocketStream
+
+READ_BYTES: Final = 64 * 1024
+
+
+class Wire:
+    """A stream with its unread bytes."""
+
+    __slots__ = ("_sock", "buffer", "stream")
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.stream = stream
+        self._sock = stream.socket if isinstance(stream, SocketStream) else None
+        self.buffer = b""
+
+    async def receive(self) -> bytes:
+        """At least one byte, or b"" at end of file. Raises trio.BrokenResourceError."""
+        sock = self._sock
+        if sock is None:
+            return await self.stream.receive_some(READ_BYTES)
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                try:
+                    return sock.recv(READ_BYTES)
+                except BlockingIOError:
+                    continue
+        except OSError as error:
+            raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
+
+    def receive_nowait(self) -> bytes:
+        """What has arrived already; b"" if nothing has, or if the stream has ended (the next read says so)."""
+        if self._sock is None:
+            return b""
+        try:
+            return self._sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
+
+    def send_nowait(self, data: bytes) -> bytes | memoryview:
+        """Send what goes at once; returns what did not."""
+        if self._sock is None:
+            return data
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
+        return b"" if sent == len(data) else memoryview(data)[sent:]
+
+    def is_quiet(self) -> bool:
+        """Whether the stream is open with nothing to be read: the only state in which reuse is safe."""
+        if self.buffer:
+            return False
+        if self._sock is None:
+            return True
+        try:
+            self._sock.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False  # end of file, or bytes nobody asked for

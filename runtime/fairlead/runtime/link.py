@@ -1,0 +1,156 @@
+"""Drives one channel over one stream: the same small shell on both ends of a link.
+
+The reader hands events on in order and stops reading while its receiver is busy; the writer sends whatever has
+gathered since its last write as one buffer. A peer that takes nothing for `write_timeout_s`, or for which more
+than `outgoing_bytes_max` gather, is let go: one slow link never holds up another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from fairlead.protocol.channel import Channel, Established, Event, PeerClosed, Rejected
+from fairlead.protocol.messages import Message, MessageType
+from fairlead.protocol.reasons import Reason, Reject
+from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.world import World
+
+RECEIVE_BYTES: Final = 65_536
+OUTGOING_BYTES_MAX: Final = 64 * 1024 * 1024
+FAREWELL_TIMEOUT_S: Final = 1.0
+
+OnEvent = Callable[[Event], Awaitable[None]]
+
+
+class LinkPump:
+    """One link's I/O. `run` returns why the link ended; it never raises what the outside does."""
+
+    def __init__(self, world: World, stream: ByteStream, channel: Channel, *, write_timeout_s: float) -> None:
+        self._world, self._stream, self.channel = world, stream, channel
+        self._write_timeout_s = write_timeout_s
+        self._wake = trio.Event()
+        self._outgoing_bytes = 0
+        self._ending: Reject | None = None
+        self._scope = trio.CancelScope()
+
+    # -- sending: never waits
+
+    def send(self, message: Message, correlation_id: str = "") -> Reject | None:
+        """Queue a message for the writer. A refusal means it is too large."""
+        refused = self.channel.send(message, self._world.wall_ms(), correlation_id)
+        self._wake.set()
+        return refused
+
+    def send_encoded(self, number: MessageType, body: bytes, correlation_id: str = "") -> Reject | None:
+        """Queue a body that was encoded once for many links."""
+        refused = self.channel.send_encoded(number, body, self._world.wall_ms(), correlation_id)
+        self._wake.set()
+        return refused
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        """End the link as intended; the peer is told."""
+        if self._ending is None:
+            self._ending = Reject(reason, detail)
+            self.channel.close(reason, detail)
+            self._scope.cancel()
+
+    # -- running
+
+    async def handshake(self, timeout_s: float) -> Established | Rejected:
+        """Until the link exists or is refused. Leaves nothing read behind: the channel keeps what came after."""
+        with trio.move_on_after(timeout_s):
+            try:
+                while True:
+                    await self._flush()
+                    data = await self._stream.receive_some(RECEIVE_BYTES)
+                    if not data:
+                        lost = self.channel.receive_eof()
+                        return self._refusal(lost or Reject(Reason.HANDSHAKE_CLOSED))
+                    self._held = self.channel.receive(data, self._world.wall_ms())
+                    for index, event in enumerate(self._held):
+                        if isinstance(event, Established):
+                            self._held = self._held[index + 1 :]
+                            return event
+                        if isinstance(event, Rejected):
+                            await self._farewell()
+                            return event
+            except trio.BrokenResourceError as error:
+                return self._refusal(Reject(Reason.HANDSHAKE_CLOSED, str(error)))
+        return self._refusal(Reject(Reason.HANDSHAKE_TIMEOUT, f"after {timeout_s:g} s"))
+
+    def _refusal(self, why: Reject) -> Rejected:
+        return Rejected(why.reason, why.detail, fatal=True)
+
+    _held: list[Event] = []  # noqa: RUF012 - replaced, never mutated
+
+    async def run(self, on_event: OnEvent, idle_timeout_s: Callable[[], float]) -> Reject:
+        """Pump until the link ends. Call after `handshake` returned `Established`."""
+        ended: Reject | None = None
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                ended = await self._read(on_event, idle_timeout_s)
+                nursery.cancel_scope.cancel()
+        if self._ending is not None:
+            ended = self._ending
+        await self._farewell()
+        self._stream.close()
+        return ended or Reject(Reason.LINK_CLOSED)
+
+    async def _read(self, on_event: OnEvent, idle_timeout_s: Callable[[], float]) -> Reject:
+        events, self._held = self._held, []
+        while True:
+            for event in events:
+                await on_event(event)
+                if isinstance(event, PeerClosed):
+                    return Reject(event.reason, event.detail)
+                if isinstance(event, Rejected) and event.fatal:
+                    return Reject(event.reason, event.detail)
+            if self.channel.more:
+                events = self.channel.receive(b"", self._world.wall_ms())
+                continue
+            data: bytes | None = None
+            try:
+                with trio.move_on_after(idle_timeout_s()):
+                    data = await self._stream.receive_some(RECEIVE_BYTES)
+            except trio.BrokenResourceError as error:
+                return Reject(Reason.LINK_TRUNCATED, str(error))
+            if data is None:
+                self.channel.close(Reason.LINK_IDLE_TIMEOUT)
+                return Reject(Reason.LINK_IDLE_TIMEOUT, f"nothing for {idle_timeout_s():g} s")
+            if not data:
+                return self.channel.receive_eof() or Reject(Reason.LINK_TRUNCATED)
+            events = self.channel.receive(data, self._world.wall_ms())
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            sent = False
+            with trio.move_on_after(self._write_timeout_s):
+                try:
+                    await self._flush()
+                    sent = True
+                except trio.BrokenResourceError:
+                    await trio.sleep_forever()  # The reader sees the same, and says why.
+            if not sent:
+                self.end(Reason.LINK_WRITE_TIMEOUT, f"the peer took nothing for {self._write_timeout_s:g} s")
+                return
+
+    async def _flush(self) -> None:
+        while self.channel.output_waiting:
+            out = self.channel.take_output(self._world.wall_ms())
+            await self._stream.send_all(out)
+
+    async def _farewell(self) -> None:
+        """What is sealed already (a CLOSE above all) goes out if it can, briefly."""
+        with trio.move_on_after(FAREWELL_TIMEOUT_S, shield=True):
+            try:
+                out = self.channel.take_output(self._world.wall_ms())
+                if out:
+                    await self._stream.send_all(out)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # There is nobody left to tell.
