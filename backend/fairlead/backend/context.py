@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ T = TypeVar("T")
 _CONTROL_WORDS = frozenset({
     "BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "PRAGMA", "VACUUM",
 })  # fmt: skip
+# What SQLite skips before a statement's first word, and behind which a COMMIT could hide.
+_LEADING = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z]*")
 _RESERVED_TABLES = ("inbox", "node_meta", "registry_items")
 
 
@@ -47,19 +51,16 @@ class Transaction:
     def _check(self, sql: str) -> None:
         if not self._open:
             raise TransactionMisused("the transaction is over; use `db` only inside the function")
-        text = sql
-        while True:  # skip leading comments, behind which a COMMIT could hide
-            text = text.lstrip()
-            if text.startswith("--"):
-                text = text.partition("\n")[2]
-            elif text.startswith("/*"):
-                text = text.partition("*/")[2]
-            else:
-                break
-        word = text.split(None, 1)[0].upper().rstrip(";") if text else ""
+        if not self._connection.in_transaction:
+            self._open = False
+            raise TransactionMisused("the transaction was rolled back; nothing of it remains")
+        skipped = _LEADING.match(sql)
+        start = skipped.end() if skipped else 0
+        found = _WORD.match(sql, start)
+        word = found[0].upper() if found else ""
         if word in _CONTROL_WORDS:
             raise TransactionMisused(f"{word} is not allowed here: the effect and the result commit together")
-        lowered = text.lower()
+        lowered = sql.lower()
         for table in _RESERVED_TABLES:
             if table in lowered:
                 raise TransactionMisused(f"table {table} belongs to the node's inbox")

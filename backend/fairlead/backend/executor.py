@@ -162,8 +162,9 @@ class Executor:
                 decision = refusal
             if isinstance(decision, Answer):
                 self._ended.inc("answered_again")
+                fence = self.active[delivery.run_id].fence
                 self._forget(delivery.run_id)
-                self._report(decision.result, correlation_id)
+                self._report(msgspec.structs.replace(decision.result, fence=fence), correlation_id)
             else:
                 await self._refuse(delivery, correlation_id, decision)
 
@@ -192,6 +193,7 @@ class Executor:
     async def _refuse(self, delivery: Deliver, correlation_id: str, why: Refuse) -> None:
         self._observer.refused(why.reason, why.detail, run=delivery.run_id, correlation_id=correlation_id)
         self._ended.inc("refused")
+        fence = self.active[delivery.run_id].fence
         if why.reason is Reason.SECURITY_MISSING_IDENTITY_ENVELOPE:
             # Elsewhere it would fare no better: that is an end, not a refusal to start.
             now_ms = self._world.wall_ms()
@@ -202,13 +204,13 @@ class Executor:
             return
         if why.reason is not Reason.FENCE_STALE:
             try:
-                await self._inbox.refuse(delivery.run_id, delivery.fence, delivery.command, why)
+                await self._inbox.refuse(delivery.run_id, fence, delivery.command, why)
             except Exception as error:  # not durable, so not said; the proxy will ask again
                 self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=delivery.run_id)
                 self._forget(delivery.run_id)
                 return
         self._forget(delivery.run_id)
-        self._report(DeliveryRefused(delivery.run_id, delivery.fence, why.reason, why.detail), correlation_id)
+        self._report(DeliveryRefused(delivery.run_id, fence, why.reason, why.detail), correlation_id)
 
     def _forget(self, run_id: str) -> None:
         self.active.pop(run_id, None)
@@ -233,6 +235,10 @@ class Executor:
         delivery = run.delivery
         handler = self._handlers[delivery.command]
         started_at_ms = self._world.wall_ms()
+        if started_at_ms >= delivery.deadline_at_ms:
+            why = Refuse(Reason.DEADLINE_EXCEEDED, "it waited in this node's queue until then")
+            await self._refuse(delivery, run.correlation_id, why)
+            return
         began = trio.current_time()
         arguments = self._arguments(handler, delivery)
         if isinstance(arguments, Refuse):
@@ -268,7 +274,8 @@ class Executor:
         self, delivery: Deliver, correlation_id: str, result: Result, stored: bool = False
     ) -> None:
         if not stored:
-            await self._inbox.finish(result, delivery.command)
+            # A transaction of an abandoned thread may have ended the run meanwhile: what is kept is what is told.
+            result = await self._inbox.finish(result, delivery.command)
         self._ended.inc("completed" if result.completed else "failed")
         self._forget(delivery.run_id)
         self._report(result, correlation_id)

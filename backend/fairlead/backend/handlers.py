@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fairlead.backend.signature import HandlerInvalid, description_of, parameters_of
 from fairlead.protocol.registry import Descriptor, Effect, Flag, Item, canonical_item, descriptor_problem
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.world import World
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,11 +32,28 @@ class Handler:
         return self.item.descriptor
 
 
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What a background function of a node is given."""
+
+    world: World
+    observer: Observer
+    node_id: str
+
+
 class Node:
     """What the author of handlers makes: a set of commands. The process is started around it."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, Handler] = {}
+        self.backgrounds: list[Callable[[Background], Awaitable[None]]] = []
+
+    def background(
+        self, function: Callable[[Background], Awaitable[None]]
+    ) -> Callable[[Background], Awaitable[None]]:
+        """Register an async function that runs beside the commands for as long as the node does."""
+        self.backgrounds.append(function)
+        return function
 
     def command(
         self,

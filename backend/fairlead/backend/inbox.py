@@ -145,9 +145,15 @@ class Inbox:
 
         await self._writer.submit(job)
 
-    async def finish(self, result: Result, command: str) -> None:
-        """Keep how a run ended."""
-        await self._writer.submit(lambda db: _store(db, result, command))
+    async def finish(self, result: Result, command: str) -> Result:
+        """Keep how a run ended. Returns what is kept: an end that was there before stands."""
+
+        def job(db: sqlite3.Connection) -> Result:
+            _store(db, result, command)
+            row = db.execute(f"SELECT {_COLUMNS} FROM inbox WHERE run_id = ?", (result.run_id,)).fetchone()
+            return Result(row[0], row[1], bool(row[3]), *row[4:])
+
+        return await self._writer.submit(job)
 
     async def refuse(self, run_id: str, fence: int, command: str, refusal: Refuse) -> None:
         """Record durably that the run was not started under this fence and will not be."""
@@ -183,14 +189,17 @@ class Inbox:
             door = Transaction(db)
             try:
                 value = function(door)
+                if not db.in_transaction:
+                    raise TransactionMisused("the transaction was rolled back; nothing of it remains")
                 raw = msgspec.json.encode(value)
                 if len(raw) > value_bytes_max:
                     raise TransactionMisused(f"the value has {len(raw)} bytes, at most {value_bytes_max}")
                 result = Result(delivery.run_id, current, True, raw, "", "", started_at_ms, now_ms)
                 _store(db, result, delivery.command)
             except BaseException:
-                db.execute("ROLLBACK TO handler")
-                db.execute("RELEASE handler")
+                if db.in_transaction:
+                    db.execute("ROLLBACK TO handler")
+                    db.execute("RELEASE handler")
                 raise
             finally:
                 door.close()

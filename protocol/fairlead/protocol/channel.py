@@ -123,6 +123,7 @@ class Channel:
         """Take bytes from the wire. At most `inflight_max` messages come out at once; while `more` is true,
         call again with `b""` before reading on: that is how a full receiver stops reading."""
         if self._state is _State.ENDED:
+            self.more = False
             return []
         self._incoming += data
         events: list[Event] = []
@@ -263,6 +264,7 @@ class Channel:
             self._seal_envelopes()
             self._seal(FRAME_CLOSE, f"{reason.value}\n{detail}".encode()[: limits.DETAIL_CHARS_MAX])
         self._state = _State.ENDED
+        self.more = False
 
     def take_output(self, now_ms: int) -> bytes:
         """All bytes for the wire: many small envelopes share a frame, a large one spans several."""
@@ -280,7 +282,7 @@ class Channel:
 
     @property
     def output_waiting(self) -> bool:
-        return bool(self._outgoing or self._envelopes)
+        return bool(self._outgoing or (self._envelopes and self._state is not _State.ENDED))
 
     def _seal_envelopes(self) -> None:
         size = limits.FRAME_PAYLOAD_BYTES_MAX
@@ -302,6 +304,7 @@ class Channel:
         if self._state in (_State.OPEN, _State.AWAIT_PROOF):
             self.close(reason, detail)
         self._state = _State.ENDED
+        self.more = False
         events.append(Rejected(reason, detail, fatal=True))
 
     def _open(self, handshake: Handshake, peer: Established, our_role_audience: str) -> None:
@@ -353,6 +356,8 @@ class DiallerChannel(Channel):
         try:
             verdict = msgpack.unpackb(self._handshake.read_second(message), raw=False)
             reason_text, version, detail, peer = verdict
+            if (type(reason_text), type(version), type(peer)) != (str, int, str):
+                raise ValueError("a verdict of other types")
         except (NoiseError, ValueError, TypeError, msgpack.UnpackException):
             self._fail(events, Reason.HANDSHAKE_AUTH_FAILED, "the proxy's answer did not authenticate")
             return False

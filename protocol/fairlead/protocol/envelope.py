@@ -11,6 +11,7 @@ nothing is remembered before every check of what they claim has passed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from fairlead.protocol.messages import (
 from fairlead.protocol.reasons import Reason, Reject
 
 _FIELDS: Final = 9
+_SCALARS: Final = (str, bytes, int, bool, type(None), float)
 
 # The order of the checks, as the design fixes it. In-flight slots come second and belong to the channel,
 # which stops taking envelopes out of its buffer; the rest is `Guard.check`.
@@ -102,9 +104,30 @@ def encode_envelope(
 
 def peek_version(raw: bytes) -> int | None:
     """The version, read before anything else is decoded; None where the bytes are no envelope at all."""
-    if len(raw) < 2 or not 0x90 <= raw[0] <= 0x9F or raw[1] > 0x7F:
+    if len(raw) < 3 or not 0x90 <= raw[0] <= 0x9F:
         return None
-    return raw[1]
+    if raw[1] == 0xCC:  # msgpack's spelling of 128 to 255
+        return raw[2]
+    return raw[1] if raw[1] <= 0x7F else None
+
+
+def _plain(value: Any, depth: int) -> bool:
+    """Whether a decoded body holds only what this protocol speaks, no deeper than it may."""
+    kind = type(value)
+    if kind is list:
+        return depth > 0 and all(_plain(each, depth - 1) for each in value)
+    if kind is dict:
+        return depth > 0 and all(type(key) is str and _plain(each, depth - 1) for key, each in value.items())
+    return kind in _SCALARS
+
+
+def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError("a key is given twice")
+        found[key] = value
+    return found
 
 
 def _no_extension(code: int, _data: bytes) -> Any:
@@ -167,7 +190,7 @@ class Guard:
     def _decode(self, raw: bytes) -> list[Any] | Reject:
         try:
             decoded = msgpack.unpackb(
-                raw, raw=False, strict_map_key=True, ext_hook=_no_extension, timestamp=0,
+                raw, raw=False, strict_map_key=True, ext_hook=_no_extension, timestamp=0, object_pairs_hook=_unique,
                 max_str_len=len(raw), max_bin_len=len(raw), max_array_len=len(raw), max_map_len=len(raw),
             )  # fmt: skip
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
@@ -177,15 +200,15 @@ class Guard:
         for index, kind in ((0, int), (1, int), (2, str), (3, str), (4, int), (5, int), (6, int), (7, str)):
             if type(decoded[index]) is not kind:  # exact: a bool is not an integer here, nor a float
                 return Reject(Reason.MALFORMED_ENVELOPE, f"field {index} is not {kind.__name__}")
-        if type(decoded[8]) is not list:
-            return Reject(Reason.MALFORMED_ENVELOPE, "the body is not an array")
+        if type(decoded[8]) is not list or not _plain(decoded[8], limits.ARGUMENT_DEPTH_MAX):
+            return Reject(Reason.MALFORMED_ENVELOPE, "the body is not a plain array")
         if len(decoded[7]) > limits.CORRELATION_ID_CHARS_MAX:
             return Reject(Reason.MALFORMED_ENVELOPE, "the correlation id is too long")
         return decoded
 
 
 def _header_bytes(sender: str, audience: str, correlation_id: str) -> int:
-    """An upper bound of the header's size that never counts body bytes as header."""
+    """A lower bound of the header's size, so that body bytes are never taken for header."""
     return 2 + len(sender) + len(audience) + len(correlation_id)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from fairlead.protocol.keys import Role
-from fairlead.protocol.registry import Position
+from fairlead.protocol.registry import Count, Position, Signed
 
 
 class MessageType(enum.IntEnum):
@@ -49,8 +49,8 @@ class Hello(Message, frozen=True, array_like=True):
 
     incarnation: str
     software: str
-    started_at_ms: int
-    capacity: int
+    started_at_ms: Count
+    capacity: Count
     registry: Position
     labels: dict[str, str] = {}
     draining: bool = False
@@ -62,10 +62,10 @@ class Welcome(Message, frozen=True, array_like=True):
     proxy_id: str
     fleet_id: str
     software: str
-    heartbeat_interval_ms: int
-    node_timeout_ms: int
-    lease_ms: int
-    skew_ms_max: int
+    heartbeat_interval_ms: Count
+    node_timeout_ms: Count
+    lease_ms: Count
+    skew_ms_max: Count
     paused: bool = False
     draining: bool = False
 
@@ -73,22 +73,22 @@ class Welcome(Message, frozen=True, array_like=True):
 class Heartbeat(Message, frozen=True, array_like=True):
     """The node is alive: its load, its clock, its registry and the runs whose leases it renews."""
 
-    sequence: int
-    running: int
-    waiting: int
-    capacity: int
+    sequence: Count
+    running: Count
+    waiting: Count
+    capacity: Count
     registry: Position
-    skew_ms: int | None = None
-    round_trip_ms: int | None = None
+    skew_ms: Signed | None = None
+    round_trip_ms: Signed | None = None
     draining: bool = False
-    holding: tuple[tuple[str, int], ...] = ()
+    holding: tuple[tuple[str, Count], ...] = ()
 
 
 class HeartbeatAck(Message, frozen=True, array_like=True):
     """Echo with the proxy's clock, from which the node works out its skew."""
 
-    sequence: int
-    proxy_now_ms: int
+    sequence: Count
+    proxy_now_ms: Count
 
 
 class NodeControl(Message, frozen=True, array_like=True):
@@ -103,7 +103,7 @@ class Notice(Message, frozen=True, array_like=True):
 
     reason: str
     detail: str = ""
-    refused_type: int = 0
+    refused_type: Count = 0
 
 
 class Announce(Message, frozen=True, array_like=True):
@@ -146,23 +146,23 @@ class SnapshotBegin(Message, frozen=True, array_like=True):
     """A whole registry follows in chunks."""
 
     position: Position
-    item_count: int
-    bytes_total: int
+    item_count: Count
+    bytes_total: Count
 
 
 class SnapshotChunk(Message, frozen=True, array_like=True):
     """Items number `index` onwards, in name order."""
 
-    generation: int
-    index: int
+    generation: Count
+    index: Count
     items: tuple[bytes, ...]
 
 
 class SnapshotEnd(Message, frozen=True, array_like=True):
     """All chunks were sent."""
 
-    generation: int
-    chunk_count: int
+    generation: Count
+    chunk_count: Count
 
 
 class RegistryAck(Message, frozen=True, array_like=True):
@@ -196,41 +196,41 @@ class Deliver(Message, frozen=True, array_like=True):
 
     run_id: str
     root_run_id: str
-    fence: int
+    fence: Count
     command: str
     descriptor_digest: bytes
     args_json: bytes
     identity: Identity | None
     tenant: str
-    deadline_at_ms: int
-    timeout_ms: int
-    accepted_at_ms: int
+    deadline_at_ms: Count
+    timeout_ms: Count
+    accepted_at_ms: Count
 
 
 class Result(Message, frozen=True, array_like=True):
     """How an attempt ended. `value_json` only where it completed; `reason` only where it failed."""
 
     run_id: str
-    fence: int
+    fence: Count
     completed: bool
     value_json: bytes
     reason: str
     detail: str
-    started_at_ms: int
-    finished_at_ms: int
+    started_at_ms: Count
+    finished_at_ms: Count
 
 
 class ResultAck(Message, frozen=True, array_like=True):
     """These results are durable at the proxy, or will never be wanted again: (run id, fence)."""
 
-    runs: tuple[tuple[str, int], ...]
+    runs: tuple[tuple[str, Count], ...]
 
 
 class DeliveryRefused(Message, frozen=True, array_like=True):
     """Durably not started, and never will be under this fence: the run may go elsewhere."""
 
     run_id: str
-    fence: int
+    fence: Count
     reason: str
     detail: str = ""
 

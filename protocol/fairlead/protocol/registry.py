@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import msgpack
 import msgspec
@@ -30,6 +30,11 @@ from fairlead.protocol.schema import Parameter, parameter_problem
 
 NAME_PATTERN: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):([a-z0-9][a-z0-9_.-]{0,63})")
 ALIAS_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+# Integers on the wire are bounded by what a database holds; msgpack itself would carry twice as much.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Signed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Effect(enum.StrEnum):
@@ -140,8 +145,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     """Where a holder of the registry stands. Ordered by (epoch, generation) within one fleet."""
 
     fleet_id: str = ""
-    epoch: int = 0
-    generation: int = 0
+    epoch: Count = 0
+    generation: Count = 0
     digest: bytes = b""
 
     def precedes(self, other: Position) -> bool:

@@ -63,8 +63,9 @@ def argument_problems(parameters: Sequence[Parameter], arguments: Mapping[str, A
         value = arguments[parameter.name]
         if value is None and parameter.nullable:
             continue
+        before = len(problems)
         _check(parameter.name, parameter.type, value, 1, problems)
-        if parameter.choices_json and not problems:
+        if parameter.choices_json and len(problems) == before:
             encoded = msgspec.json.encode(value).decode()
             if encoded not in parameter.choices_json:
                 problems.append(f"{parameter.name}: must be one of {', '.join(parameter.choices_json)}")

@@ -80,7 +80,7 @@ def run_batch(connection: sqlite3.Connection, jobs: list[Job[Any]]) -> list[outc
             values = [job(connection) for job in jobs]
             connection.execute("COMMIT")
             return [outcome.Value(value) for value in values]
-        except Exception:
+        except BaseException:  # a job that calls sys.exit() must not take the writer with it
             _rollback(connection)
     results: list[outcome.Outcome[Any]] = []
     for job in jobs:
@@ -89,7 +89,7 @@ def run_batch(connection: sqlite3.Connection, jobs: list[Job[Any]]) -> list[outc
             value = job(connection)
             connection.execute("COMMIT")
             results.append(outcome.Value(value))
-        except Exception as error:
+        except BaseException as error:
             _rollback(connection)
             results.append(outcome.Error(error))
     return results

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -66,6 +67,9 @@ class World(Protocol):
 
     def resident_bytes(self) -> int:
         """Resident memory of this process."""
+
+    def notify(self, address: str, text: bytes) -> None:
+        """Tell the service manager something (sd_notify): one datagram, best effort."""
 
 
 class _SocketListener:
@@ -167,6 +171,15 @@ class RealWorld:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def notify(self, address: str, text: bytes) -> None:
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.sendto(text, address)
+            except OSError:
+                pass  # Nobody listens any more; the service manager has its own view of us.
+
 
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]
 
@@ -182,3 +195,10 @@ async def _resolve(host: str, port: int, passive: bool = False) -> list[_Address
             abandon_on_cancel=True,
         )
     return found  # type: ignore[return-value]  # typeshed widens the address to a union
+
+
+def raise_file_limit() -> int:
+    """Allow as many open files as the system lets us; returns how many that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from noise.connection import Keypair, NoiseConnection
+from noise.connection import NoiseConnection
 
 from fairlead.protocol.noise import CipherState, Handshake, NoiseError
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 import trio
 
 from fairlead.protocol import messages as m
@@ -26,6 +27,7 @@ from fairlead.runtime.version import SOFTWARE
 from fairlead.runtime.world import World
 
 FANOUT_YIELD_EVERY: Final = 50
+REFUSALS_TOLD_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +204,12 @@ class Control:
                     link.end(Reason.STORE_UNAVAILABLE, "the announcement could not be stored")
                     return
         record.offers.update({item.descriptor.name: item.digest for item in announced.accepted})
-        refused = tuple((name, reason.value, detail) for name, reason, detail in announced.refused)
-        record.announce_refused = (*record.announce_refused, *refused)
+        told = announced.refused[:REFUSALS_TOLD_MAX]
+        refused = tuple((name, reason.value, detail[:200]) for name, reason, detail in told)
+        record.announce_refused = (*record.announce_refused, *refused)[-REFUSALS_TOLD_MAX:]
         for name, reason, detail in announced.refused:
             self.observer.refused(reason, detail, node=link.node_id, command=name)
-        accepted = tuple(item.descriptor.name for item in announced.accepted)
+        accepted = tuple(dict.fromkeys(item.descriptor.name for item in announced.accepted))
         link.send(m.AnnounceResult(accepted, refused))
         if final:
             self._dispatch.node_changed(record)
@@ -398,6 +401,15 @@ class Control:
 
 
 def _report(link: NodeLink, result: m.Result) -> Report:
+    """What a node says of an attempt. A value that is not JSON would poison whoever reads it later."""
+    if result.completed:
+        try:
+            msgspec.json.decode(result.value_json)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            return Report(
+                result.run_id, result.fence, link.node_id, False, b"", Reason.RESULT_INVALID.value,
+                f"the node's value is not JSON: {error}", result.started_at_ms, result.finished_at_ms,
+            )  # fmt: skip
     return Report(
         result.run_id, result.fence, link.node_id, result.completed, result.value_json, result.reason,
         result.detail, result.started_at_ms, result.finished_at_ms,

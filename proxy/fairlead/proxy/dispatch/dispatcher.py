@@ -84,6 +84,7 @@ class Dispatcher:
         self._registry = registry
         self.fleet = Fleet()
         self.draining = False
+        self.kill_switch = settings.kill_switch
         self.pending: dict[str, int] = {}
         self._links: dict[str, NodeLink] = {}
         self._redeliver: dict[str, list[Attempt]] = {}
@@ -132,7 +133,7 @@ class Dispatcher:
 
     def check_open(self) -> None:
         """Raises Refused where nothing is accepted now."""
-        if self._settings.kill_switch:
+        if self.kill_switch:
             raise Refused(Reason.DISPATCH_KILL_SWITCH, "dispatch.kill_switch is set", retry_after_s=60)
         if self.draining:
             raise Refused(Reason.DISPATCH_DRAINING, retry_after_s=5)
@@ -239,7 +240,7 @@ class Dispatcher:
         while True:
             await self._claimable.wait()
             self._claimable = trio.Event()
-            if self._settings.kill_switch:
+            if self.kill_switch:
                 continue
             claimers = self.fleet.claimers(self.pending, trio.current_time())
             if not claimers:
@@ -515,7 +516,7 @@ class Dispatcher:
         try:
             await action(*arguments)
             self.store_failing_since_s = None
-        except (sqlite3.Error, OSError, Refused) as error:
+        except Exception as error:  # whatever it is, the next turn must come
             if self.store_failing_since_s is None:
                 self.store_failing_since_s = trio.current_time()
             self._observer.refused(Reason.STORE_UNAVAILABLE, f"{action.__name__}: {error}", level="error")

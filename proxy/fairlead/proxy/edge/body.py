@@ -49,6 +49,16 @@ class ResponseBody:
             return fed[0]
         return as_chunk(data) if self._rechunk and data else data
 
+    @property
+    def counted_left(self) -> int:
+        """How many bytes are still to come, where the length is known; else nothing."""
+        return max(self._left, 0)
+
+    def passed(self, count: int) -> None:
+        """So many bytes (at most `counted_left`) went on without being looked at."""
+        self._left -= count
+        self.is_done = self._left == 0
+
     def end(self) -> bytes | Reject:
         """What goes to the client for the backend's end of file."""
         if not self.is_until_close:

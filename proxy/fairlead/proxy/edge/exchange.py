@@ -11,7 +11,8 @@ the method is idempotent and there is no body.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 
 import trio
 
@@ -23,6 +24,8 @@ from fairlead.proxy.edge.pool import Upstream
 from fairlead.runtime.http.body import BodyReader, ChunkedReader, reader_for
 from fairlead.runtime.http.framing import split_head
 from fairlead.runtime.http.head import RequestHead, ResponseHead
+
+T = TypeVar("T")
 
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 _INTERIM_MAX: Final = 16
@@ -43,6 +46,14 @@ class _UpstreamGone(Exception):
     def __init__(self, is_clean: bool) -> None:
         super().__init__()
         self.is_clean = is_clean
+
+
+async def _from_backend(received: Awaitable[T]) -> T:
+    """What the backend sends, in the middle of its answer."""
+    try:
+        return await received
+    except trio.BrokenResourceError as error:
+        raise _UpstreamGone(is_clean=False) from error
 
 
 class Exchange:
@@ -188,7 +199,12 @@ class Exchange:
         """Relay the answer, then keep the backend's connection if nothing is in doubt."""
         head, connection = self._head, self._connection
         length = response.body_length(head.method)
-        connection.keep = connection.keep and self._is_sent and (head.minor == 1 or length >= 0)
+        connection.keep = (
+            connection.keep
+            and self._is_sent
+            and (head.minor == 1 or length >= 0)
+            and not self._listener.is_draining
+        )
         body = ResponseBody(length, head.minor)
         first = response_bytes(response, length, head.minor, connection.keep, connection.correlation_id)
         try:
@@ -207,8 +223,16 @@ class Exchange:
             await connection.send(first)
             while not body.is_done:
                 connection.enter(RESPONSE_BODY, self._limits.upstream_body_idle_timeout_s)
-                data = await self._receive(upstream)
-                out = body.feed(data) if data else body.end()
+                if body.counted_left:
+                    view = await _from_backend(upstream.receive_shared(body.counted_left))
+                    if view:
+                        body.passed(len(view))
+                        await connection.send(view)
+                        continue
+                    out = body.end()
+                else:
+                    data = await _from_backend(upstream.receive())
+                    out = body.feed(data) if data else body.end()
                 if isinstance(out, Reject):
                     raise Refused(out.reason, out.detail)
                 if out:
@@ -218,12 +242,6 @@ class Exchange:
         if response.keep_alive and self._is_sent and not body.has_surplus and not body.is_until_close:
             self._upstream = None
             self._listener.pools.give_back(upstream, trio.current_time())
-
-    async def _receive(self, upstream: Upstream) -> bytes:
-        try:
-            return await upstream.receive()
-        except trio.BrokenResourceError as error:
-            raise _UpstreamGone(is_clean=False) from error
 
     # -- a request whose body is still under way
 

@@ -177,11 +177,7 @@ class ClientConnection:
             self.served += 1
             self.correlation_id = correlation_id_of(head.correlation_id, self.listener.world)
             self.has_body_pending = head.length != 0
-            self.keep = (
-                head.keep_alive
-                and self.served < limits.http_requests_per_connection_max
-                and not self.listener.is_draining
-            )
+            self.keep = head.keep_alive and self.served < limits.http_requests_per_connection_max
             try:
                 if head.method in _NOT_FORWARDED:
                     raise Refused(Reason.HTTP_METHOD_UNSUPPORTED, "this method is not forwarded")
@@ -189,7 +185,7 @@ class ClientConnection:
                     await self.listener.forward(self, head)
             except Refused as refused:
                 await self.refuse(Reject(refused.reason, refused.detail), refused.retry_after_s)
-            if not self.keep:
+            if not self.keep or self.listener.is_draining:
                 return await self._linger()
             timeout_s = limits.http_keepalive_timeout_s
 
@@ -202,7 +198,7 @@ class ClientConnection:
         self.listener.bytes_in.value += len(data)
         return data
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         """Bytes to the client, with a deadline only if they do not go at once."""
         self.session.bytes_out += len(data)
         self.listener.bytes_out.value += len(data)
@@ -295,6 +291,7 @@ class ClientConnection:
         self.refused(reject)
         if self.has_started:
             self.client.stream.abort()
+            self.phase = LINGER  # This was counted; that the client is gone now is our doing.
             raise trio.BrokenResourceError("the answer was cut off")
         self.keep = self.keep and not self.has_body_pending
         response = problem(reject.reason, reject.detail, self.correlation_id, retry_after_s=retry_after_s)
@@ -304,6 +301,7 @@ class ClientConnection:
         if response.stream is not None:
             raise ValueError("answers on client ports are whole, not streamed")
         wall_ms = self.listener.world.wall_ms()
+        self.keep = self.keep and not self.listener.is_draining
         data = answer_bytes(response, method, self.keep, self.correlation_id, wall_ms)
         self.has_started = True
         self.count(response.status)

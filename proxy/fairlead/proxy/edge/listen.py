@@ -140,6 +140,12 @@ class Edge:
     def sessions(self) -> int:
         return len(self._sessions)
 
+    def listeners_down(self) -> list[str]:
+        """Names of listeners that should be accepting and are not."""
+        if self._is_draining:
+            return []
+        return [each.name for each in self._config.listeners if each.name not in self._bound]
+
     def status(self) -> dict[str, Any]:
         """For /status."""
         now = trio.current_time()

@@ -15,6 +15,11 @@ import trio
 from fairlead.runtime.streams import ByteStream, SocketStream
 
 READ_BYTES: Final = 64 * 1024
+SHARED_BYTES: Final = 256 * 1024
+
+# One buffer for the process, for bulk: full only between a read and the write that follows it, with no
+# checkpoint in between.
+_shared = memoryview(bytearray(SHARED_BYTES))
 
 
 class Wire:
@@ -42,6 +47,22 @@ class Wire:
         except OSError as error:
             raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
 
+    async def receive_shared(self, count_max: int) -> memoryview | bytes:
+        """Like `receive`, at most `count_max`, in a view to be used up before the next checkpoint."""
+        sock = self._sock
+        if sock is None:
+            return await self.stream.receive_some(min(count_max, READ_BYTES))
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                try:
+                    count = sock.recv_into(_shared, min(count_max, SHARED_BYTES))
+                except BlockingIOError:
+                    continue
+                return _shared[:count]
+        except OSError as error:
+            raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
+
     def receive_nowait(self) -> bytes:
         """What has arrived already; b"" if nothing has, or if the stream has ended (the next read says so)."""
         if self._sock is None:
@@ -53,17 +74,17 @@ class Wire:
         except OSError as error:
             raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
 
-    def send_nowait(self, data: bytes) -> bytes | memoryview:
-        """Send what goes at once; returns what did not."""
+    def send_nowait(self, data: bytes | memoryview) -> bytes:
+        """Send what goes at once; returns what did not (a copy: `data` may be the shared buffer)."""
         if self._sock is None:
-            return data
+            return bytes(data)
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
-            return data
+            sent = 0
         except OSError as error:
             raise trio.BrokenResourceError(f"connection lost: {error.strerror or error}") from error
-        return b"" if sent == len(data) else memoryview(data)[sent:]
+        return b"" if sent == len(data) else bytes(data[sent:])
 
     def is_quiet(self) -> bool:
         """Whether the stream is open with nothing to be read: the only state in which reuse is safe."""

@@ -211,6 +211,8 @@ class HeadReader:
         if matched is None or len(lines) > self._fields_max + 1:
             return None
         minor, status, phrase = matched.groups()
+        if status == b"101":
+            return None  # Whether it may be, depends on what was asked.
         found = ResponseHead(int(status), phrase or b"", 1 if minor == b"1" else 0)
         if not self._scan_fields(lines, found.fields):
             return None
@@ -314,7 +316,7 @@ def _understand_response(found: ResponseHead) -> bool:
         elif kind == TRANSFER_ENCODING:
             codings += 1
             found.declared = CHUNKED
-            if value.lower() != b"chunked":
+            if value != b"chunked":
                 return False
         elif kind == CONNECTION:
             _understand_connection(found, value)

@@ -245,8 +245,15 @@ def sweep(db: sqlite3.Connection, now_ms: int, grace_ms: int) -> list[Ended]:
     ).fetchall()
     for run_id, parent_id, status, effect, node_id, fence in rows:
         if status == "PENDING":
-            # Never started anywhere: a refused delivery is one that durably did not start.
-            end, reason, detail = RunStatus.EXPIRED, Reason.DEADLINE_EXCEEDED, "no node took it in time"
+            # A refused delivery is one that durably did not start; any other may have.
+            delivered = db.execute(
+                "SELECT 1 FROM attempts WHERE run_id = ? AND outcome <> 'refused' LIMIT 1", (run_id,)
+            ).fetchone()
+            reason = Reason.DEADLINE_EXCEEDED
+            if delivered:
+                end, detail = RunStatus.FAILED, "it was delivered, and no node reported in time"
+            else:
+                end, detail = RunStatus.EXPIRED, "no node took it in time"
         else:
             overdue = db.execute(
                 "SELECT 1 FROM runs WHERE run_id = ? AND deadline_at_ms <= ?", (run_id, now_ms - grace_ms)

@@ -1,0 +1,224 @@
+"""The composition root of a node.
+
+    run
+    └─ services     executor's intake and workers, upkeep, background functions of the handlers' author
+       └─ links     one task for each configured proxy; the health port
+
+A stop: tell the proxies that nothing new is taken, let what runs finish within the drain's time, close the links
+with a reason, close the inbox.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from fairlead.backend.config import NodeConfig
+from fairlead.backend.executor import Executor
+from fairlead.backend.handlers import Background, Node
+from fairlead.backend.health import NodeHealth
+from fairlead.backend.inbox import Inbox, prepare
+from fairlead.backend.link import LinkSettings, ProxyLink
+from fairlead.backend.mirror import Mirror
+from fairlead.protocol.envelope import ChannelLimits
+from fairlead.protocol.keys import IdentityKey, Role, derive, identity_key
+from fairlead.protocol.limits import ENVELOPE_HEADER_BYTES_MAX
+from fairlead.protocol.messages import DeliveryRefused, Result
+from fairlead.protocol.reasons import Reason, Reject
+from fairlead.protocol.registry import Position, Registry, build, decode_item
+from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.process import ServiceManager
+from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.world import Listener, World
+
+PRUNE_INTERVAL_S = 60.0
+TOMBSTONE_MARGIN_MS = 900_000  # longer than any lease a proxy may hold, plus ttl and clocks' disagreement
+HEALTH_CONNECTIONS_MAX = 256
+
+
+class StartRefused(Exception):
+    """The node cannot start; the message says why and what to do."""
+
+
+class NodeProcess:
+    """A whole node, built but not started. `run` it once."""
+
+    def __init__(
+        self, config: NodeConfig, handlers: Node, world: World, observer: Observer, environ: Mapping[str, str]
+    ) -> None:
+        self.config, self._handlers, self._world, self._observer = config, handlers, world, observer
+        self._service = ServiceManager(world, environ)
+        self.links: list[ProxyLink] = []
+
+    async def run(
+        self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until `stop` is set, then drain. Raises StartRefused."""
+        inbox = self._open_inbox()
+        try:
+            await self._run(inbox, stop, task_status)
+        finally:
+            with trio.CancelScope(shield=True):
+                await inbox.aclose()
+
+    async def _run(self, inbox: Inbox, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+        config, world, observer = self.config, self._world, self._observer
+        incarnation = await inbox.incarnation(world.new_id())
+        mirror = Mirror(await _load_registry(inbox))
+        executor = Executor(
+            world, inbox, self._handlers.handlers, mirror, observer, self._report, node_id=config.server_id,
+            concurrent_max=config.worker.max_concurrent_tasks, queue_max=config.worker.max_queue_size,
+            timeout_ms_max=config.worker.task_timeout_ms,
+            value_bytes_max=config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX,
+        )  # fmt: skip
+        self.links = self._build_links(incarnation, executor, inbox, mirror)
+        health = NodeHealth(config, world, observer, executor, inbox, mirror, self.links, incarnation)
+        async with trio.open_nursery() as services:
+            await services.start(executor.run)
+            services.start_soon(self._upkeep, inbox)
+            services.start_soon(self._service.feed_watchdog)
+            for function in self._handlers.backgrounds:
+                services.start_soon(function, Background(world, observer, config.server_id))
+            async with trio.open_nursery() as links:
+                if config.health.enabled:
+                    await links.start(self._serve_health, health)
+                for link in self.links:
+                    links.start_soon(link.run)
+                observer.log.info(
+                    "node_ready", node=config.server_id, incarnation=incarnation,
+                    commands=len(self._handlers.handlers), proxies=",".join(config.proxies),
+                )  # fmt: skip
+                self._service.say("READY=1")
+                task_status.started()
+                await stop.wait()
+                await self._drain(executor)
+                links.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+
+    def _open_inbox(self) -> Inbox:
+        folder = Path(self.config.data_dir)
+        path = folder / f"{self.config.server_id}.inbox.db"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return Inbox(self._world.open_writer(path, "inbox", prepare))
+        except (OSError, sqlite3.Error) as error:
+            hint = (
+                " (another process runs this node: one inbox, one process)" if "locked" in str(error) else ""
+            )
+            raise StartRefused(f"inbox {path}: {error}{hint}") from error
+
+    def _build_links(
+        self, incarnation: str, executor: Executor, inbox: Inbox, mirror: Mirror
+    ) -> list[ProxyLink]:
+        config = self.config
+        settings = LinkSettings(
+            config.sender_id,
+            config.control_expected_sender_id,
+            _keys(config),
+            ChannelLimits(
+                config.control_max_payload, config.control_ttl_millis, config.control_max_skew_millis,
+                config.control_max_inflight,
+            ),
+            config.connect_timeout_millis / 1000,
+            config.reconnect_base_millis / 1000,
+            config.reconnect_max_millis / 1000,
+            dict(config.labels),
+        )  # fmt: skip
+        offers = [self._handlers.handlers[name].item.canonical for name in sorted(self._handlers.handlers)]
+        return [
+            ProxyLink(
+                self._world,
+                settings,
+                host,
+                port,
+                incarnation,
+                offers,
+                executor,
+                inbox,
+                mirror,
+                self._observer,
+            )
+            for host, port in config.proxy_addresses
+        ]
+
+    def _report(self, message: Result | DeliveryRefused, correlation_id: str) -> None:
+        for link in self.links:
+            link.send(message, correlation_id)
+
+    async def _upkeep(self, inbox: Inbox) -> None:
+        """Forget what no message can name any more."""
+        while True:
+            await trio.sleep(PRUNE_INTERVAL_S)
+            try:
+                await inbox.prune(self._world.wall_ms() - TOMBSTONE_MARGIN_MS)
+            except Exception as error:  # the next turn tries again
+                self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
+
+    async def _serve_health(self, health: NodeHealth, *, task_status: trio.TaskStatus[None]) -> None:
+        listener = await self._bind()
+        limits = HttpLimits(body_bytes_max=65_536)
+
+        async def serve(stream: ByteStream) -> None:
+            await serve_connection(
+                stream, health.handle, limits, self._world, self._observer, server="health"
+            )
+
+        await serve_listener(
+            listener, serve, self._observer, connections_max=HEALTH_CONNECTIONS_MAX, name="health",
+            task_status=task_status,
+        )  # fmt: skip
+
+    async def _bind(self) -> Listener:
+        options = self.config.health
+        try:
+            return await self._world.listen_tcp(options.host, options.port)
+        except OSError as error:
+            raise StartRefused(
+                f"health: cannot listen on {options.host}:{options.port}: {error.strerror}; "
+                "another process has the port (see `ss -ltnp`), or choose another one"
+            ) from error
+
+    async def _drain(self, executor: Executor) -> None:
+        executor.switches.draining = True
+        self._observer.log.info("node_draining", running=executor.running, waiting=executor.waiting)
+        self._service.say("STOPPING=1")
+        for link in self.links:
+            link.beat_now()
+        with trio.move_on_after(self.config.drain.timeout_s):
+            await executor.wait_idle()
+        for link in self.links:
+            link.end(Reason.LINK_CLOSED, "the node stops")
+        with trio.move_on_after(2.0):
+            while any(link.connected for link in self.links):  # noqa: ASYNC110 - the links say goodbye
+                await trio.sleep(0.02)
+        self._observer.log.info("node_stopped", unfinished=len(executor.active))
+
+
+def _keys(config: NodeConfig) -> tuple[IdentityKey, ...]:
+    """Current first, then previous: the link tries the other where one is refused."""
+    secrets = (config.secret, config.secret_previous)
+    derived = [derive(secret, Role.NODE, config.sender_id, 0) for secret in secrets if secret is not None]
+    given = [identity_key(key) for key in (config.key, config.key_previous) if key is not None]
+    return (*derived, *given)
+
+
+async def _load_registry(inbox: Inbox) -> Registry | None:
+    """The registry that was in force when the node stopped; none where it cannot be trusted whole."""
+    raw, canonicals = await inbox.load_registry()
+    if raw is None:
+        return None
+    position = msgspec.msgpack.decode(raw, type=Position)
+    items: dict[str, Any] = {}
+    for canonical in canonicals:
+        item = decode_item(canonical)
+        if isinstance(item, Reject):
+            return None  # written by another version: the proxy sends it anew
+        items[item.descriptor.name] = item
+    built = build(position.fleet_id, position.epoch, position.generation, items)
+    return built if isinstance(built, Registry) and built.position == position else None

@@ -1,0 +1,136 @@
+"""The checks behind /health: each a few facts and a judgement. The list is what health means here.
+
+A lost node degrades, it does not fail: clients go on being served by the others. The proxy fails where it cannot
+do its work at all: a listener gone, the store not writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from fairlead.protocol.reasons import Reason
+from fairlead.proxy.config import ProxyConfig
+from fairlead.proxy.control.control import Control
+from fairlead.proxy.control.nodes import NodeState
+from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.edge.listen import Edge
+from fairlead.proxy.ops.health import OK, CheckState, Finding
+from fairlead.proxy.store.interface import Store
+
+STORE_FAIL_AFTER_S = 5.0
+SYNC_WARN_AFTER_S = 5.0
+OUTBOX_WARN_SHARE = 0.8
+
+
+class Checks:
+    """Every check, over the parts it asks."""
+
+    def __init__(
+        self, config: ProxyConfig, control: Control, dispatcher: Dispatcher, store: Store, edge: Edge
+    ) -> None:
+        self._config, self._control, self._dispatcher = config, control, dispatcher
+        self._store, self._edge = store, edge
+        self._unsynchronized_since_s: dict[str, float] = {}
+
+    def all(self) -> dict[str, Callable[[], Finding]]:
+        return {
+            "listeners": self.listeners,
+            "store": self.store,
+            "messaging": self.messaging,
+            "nodes": self.nodes,
+            "registry": self.registry,
+            "clocks": self.clocks,
+            "keys": self.keys,
+            "outbox": self.outbox,
+            "dispatch": self.dispatch,
+        }
+
+    def listeners(self) -> Finding:
+        down = self._edge.listeners_down()
+        if down:
+            return Finding(
+                CheckState.FAIL, Reason.CONNECTION_LIMIT.value, f"not listening: {', '.join(down)}"
+            )
+        return OK
+
+    def store(self) -> Finding:
+        since = self._dispatcher.store_failing_since_s
+        if since is None:
+            return OK
+        failing_s = trio.current_time() - since
+        state = CheckState.FAIL if failing_s > STORE_FAIL_AFTER_S else CheckState.WARN
+        return Finding(state, Reason.STORE_UNAVAILABLE.value, f"writes have failed for {failing_s:.0f} s")
+
+    def messaging(self) -> Finding:
+        if not self._config.messaging.enabled:
+            return Finding(
+                CheckState.WARN, "MESSAGING_DISABLED", "messaging.enabled is false: no node can link"
+            )
+        return OK
+
+    def nodes(self) -> Finding:
+        now_s = trio.current_time()
+        out = {
+            node_id: state.value
+            for node_id in sorted(self._control.nodes.nodes)
+            if (state := self._control.nodes.state(node_id, now_s)) in (NodeState.OFFLINE, NodeState.UNKNOWN)
+        }
+        if out:
+            detail = ", ".join(f"{node_id} {state}" for node_id, state in list(out.items())[:10])
+            return Finding(CheckState.WARN, Reason.NODE_NOT_CONNECTED.value, detail)
+        return OK
+
+    def registry(self) -> Finding:
+        """A linked node that is behind for a while, or that refused what it was sent."""
+        now_s = trio.current_time()
+        behind = [node_id for node_id in self._control.links if not self._control.is_synchronized(node_id)]
+        self._unsynchronized_since_s = {
+            node_id: self._unsynchronized_since_s.get(node_id, now_s) for node_id in behind
+        }
+        late = [
+            node_id
+            for node_id, since_s in self._unsynchronized_since_s.items()
+            if now_s - since_s > SYNC_WARN_AFTER_S
+        ]
+        if late:
+            detail = f"behind for more than {SYNC_WARN_AFTER_S:g} s: {', '.join(sorted(late)[:10])}"
+            return Finding(CheckState.WARN, Reason.REGISTRY_NOT_SYNCHRONIZED.value, detail)
+        return OK
+
+    def clocks(self) -> Finding:
+        limit_ms = self._config.messaging.control_max_skew_millis // 2
+        skewed = [
+            f"{node_id} {record.skew_ms} ms"
+            for node_id, record in sorted(self._control.nodes.nodes.items())
+            if record.connected and record.skew_ms is not None and abs(record.skew_ms) > limit_ms
+        ]
+        if skewed:
+            return Finding(CheckState.WARN, Reason.INVALID_TIMESTAMP.value, ", ".join(skewed[:10]))
+        return OK
+
+    def keys(self) -> Finding:
+        if self._config.security.secret_previous is None:
+            return OK
+        old = [
+            node_id
+            for node_id in self._control.links
+            if self._control.nodes.record(node_id).key == "previous"
+        ]
+        if old:
+            expires = self._config.security.proxy_secret_previous_expires_at
+            detail = f"still on the previous secret, which ends at {expires}: {', '.join(sorted(old)[:10])}"
+            return Finding(CheckState.WARN, Reason.PREVIOUS_KEY_EXPIRED.value, detail)
+        return OK
+
+    def outbox(self) -> Finding:
+        waiting, most = self._dispatcher.pending_total, self._config.dispatch.pending_max
+        if waiting >= most * OUTBOX_WARN_SHARE:
+            return Finding(CheckState.WARN, Reason.QUEUE_FULL.value, f"{waiting} of {most} runs are waiting")
+        return OK
+
+    def dispatch(self) -> Finding:
+        if self._dispatcher.kill_switch:
+            return Finding(CheckState.WARN, Reason.DISPATCH_KILL_SWITCH.value, "the kill switch is on")
+        return OK

@@ -1,0 +1,153 @@
+"""POST /api/dispatch and its kin: HTTP on one side, `submit` and the dispatcher on the other.
+
+Served on the operators' port, and on the clients' port where that is wanted; the guards are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from fairlead.protocol.messages import Identity
+from fairlead.protocol.reasons import Reason, Refused, traits
+from fairlead.protocol.registry import Registry
+from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.dispatch.submit import Planned, SubmitLimits, parse_batch, parse_one, plan
+from fairlead.proxy.store.interface import Accepted, KeyReused, RunFilter, RunStatus, Store
+from fairlead.runtime.http.message import Request, Response, json_response
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.world import World
+
+_WAIT: Final = re.compile(r"\bwait\s*=\s*(\d{1,6})\b")
+RUNS_LISTED_MAX: Final = 1_000
+
+
+class DispatchApi:
+    """The HTTP face of the command's journey."""
+
+    def __init__(
+        self,
+        world: World,
+        observer: Observer,
+        dispatcher: Dispatcher,
+        store: Store,
+        registry: Callable[[], Registry],
+        node_ids: Callable[[], Collection[str]],
+        bounds: SubmitLimits,
+        body_bytes_max: int,
+        wait_max_s: int,
+    ) -> None:
+        self._world, self._observer, self._dispatcher, self._store = world, observer, dispatcher, store
+        self._registry, self._node_ids, self._bounds = registry, node_ids, bounds
+        self._body_bytes_max, self._wait_max_s = body_bytes_max, wait_max_s
+
+    async def one(self, request: Request, caller: Identity) -> Response:
+        """202 with the run's id once it is durable; 200 with its end where the caller waits for it."""
+        self._check_size(request)
+        self._dispatcher.check_open()
+        planned = self._plan(parse_one(request.body), request.header("idempotency-key"), request, caller)
+        (outcome,) = await self._dispatcher.accept([planned])
+        accepted = _accepted(outcome)
+        wait_s = self._wait_s(request)
+        headers = [("location", f"/api/runs/{accepted.run_id}")]
+        if accepted.replayed:
+            headers.append(("idempotent-replayed", "true"))
+        if wait_s:
+            ended = await self._dispatcher.wait([accepted.run_id], wait_s)
+            if accepted.run_id in ended:
+                headers.append(("preference-applied", f"wait={wait_s:g}"))
+                return json_response(_answer(ended[accepted.run_id]), 200, headers)
+        body = {"run_id": accepted.run_id, "status": accepted.status.value, "replayed": accepted.replayed}
+        return json_response(body, 202, headers)
+
+    async def batch(self, request: Request, caller: Identity) -> Response:
+        """Per-item results in the order of the items; what can be accepted is, in one transaction."""
+        self._check_size(request)
+        self._dispatcher.check_open()
+        slots: list[Planned | Refused] = []
+        for asked in parse_batch(request.body, self._bounds):
+            try:
+                slots.append(
+                    asked if isinstance(asked, Refused) else self._plan(asked, None, request, caller)
+                )
+            except Refused as refused:
+                slots.append(refused)
+        planned = [slot for slot in slots if isinstance(slot, Planned)]
+        outcomes = iter(await self._dispatcher.accept(planned) if planned else [])
+        items: list[dict[str, Any]] = []
+        for slot in slots:
+            try:
+                if isinstance(slot, Refused):
+                    raise slot
+                accepted = _accepted(next(outcomes))
+            except Refused as refused:
+                self._observer.refused(
+                    refused.reason, refused.detail, correlation_id=request.correlation_id, level="info"
+                )
+                items.append({
+                    "status": "REFUSED", "reason": refused.reason.value, "detail": refused.detail,
+                    "http_status": traits(refused.reason).status,
+                })  # fmt: skip
+            else:
+                items.append({"run_id": accepted.run_id, "status": accepted.status.value})
+        wait_s = self._wait_s(request)
+        if wait_s and planned:
+            ended = await self._dispatcher.wait(
+                [item["run_id"] for item in items if "run_id" in item], wait_s
+            )
+            for item in items:
+                if item.get("run_id") in ended:
+                    item.update(_answer(ended[item["run_id"]]))
+        done = all(item["status"] not in ("PENDING", "RUNNING") for item in items)
+        return json_response({"items": items}, 200 if done else 202)
+
+    async def run(self, run_id: str) -> Response:
+        found = await self._store.run(run_id)
+        if found is None:
+            raise Refused(Reason.RUN_UNKNOWN, run_id)
+        return json_response(found)
+
+    async def runs(self, params: dict[str, str]) -> Response:
+        unknown = set(params) - {"tenant", "status", "command", "node", "limit"}
+        if unknown:
+            raise Refused(Reason.QUERY_INVALID, f"unknown parameter {', '.join(sorted(unknown))}")
+        try:
+            status = RunStatus(params["status"].upper()) if "status" in params else None
+            limit = int(params.get("limit", "50"))
+        except ValueError as error:
+            raise Refused(Reason.QUERY_INVALID, str(error)) from error
+        if not 1 <= limit <= RUNS_LISTED_MAX:
+            raise Refused(Reason.QUERY_INVALID, f"limit must be from 1 to {RUNS_LISTED_MAX}")
+        wanted = RunFilter(params.get("tenant"), status, params.get("command"), params.get("node"), limit)
+        return json_response({"runs": await self._store.runs(wanted)})
+
+    def _plan(self, asked: Any, header_key: str | None, request: Request, caller: Identity) -> Planned:
+        return plan(
+            asked, header_key, self._registry(), self._node_ids(), self._dispatcher.fleet.offering, caller,
+            request.correlation_id, self._bounds, self._world.new_id, self._world.wall_ms(),
+        )  # fmt: skip
+
+    def _check_size(self, request: Request) -> None:
+        if len(request.body) > self._body_bytes_max:
+            detail = f"{len(request.body)} bytes, at most {self._body_bytes_max}"
+            raise Refused(Reason.BODY_TOO_LARGE, detail)
+
+    def _wait_s(self, request: Request) -> float:
+        """RFC 7240 `Prefer: wait=SECONDS`, within our bound; a preference is never an error."""
+        for value in request.header_values("prefer"):
+            match = _WAIT.search(value)
+            if match:
+                return float(min(int(match[1]), self._wait_max_s))
+        return 0.0
+
+
+def _accepted(outcome: Accepted | KeyReused) -> Accepted:
+    if isinstance(outcome, KeyReused):
+        raise Refused(Reason.IDEMPOTENCY_KEY_REUSED, f"it belongs to run {outcome.run_id}")
+    return outcome
+
+
+def _answer(ended: dict[str, Any]) -> dict[str, Any]:
+    """What a waiting caller is told: reason and detail only where there are any."""
+    return {key: value for key, value in ended.items() if value not in ("", None) or key == "result"}

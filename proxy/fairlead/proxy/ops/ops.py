@@ -1,0 +1,291 @@
+"""The operators' HTTP surface: finds the endpoint, checks its scope, calls its method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import trio
+
+from fairlead.protocol.messages import Identity
+from fairlead.protocol.reasons import Reason, Refused
+from fairlead.proxy.control.control import Control
+from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.ops import openapi, page
+from fairlead.proxy.ops.auth import OperatorKeys, is_loopback
+from fairlead.proxy.ops.dispatch_api import DispatchApi
+from fairlead.proxy.ops.endpoints import Endpoint, Found, Scope, find
+from fairlead.proxy.ops.health import Health
+from fairlead.proxy.store.interface import Store
+from fairlead.runtime.http.message import Request, Response, json_response, problem, text_response
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.version import SOFTWARE, VERSION
+from fairlead.runtime.world import World
+
+PROBE_TIMEOUT_S = 5.0
+
+
+class Ops:
+    """Serves the endpoint table."""
+
+    def __init__(
+        self,
+        world: World,
+        observer: Observer,
+        control: Control,
+        dispatcher: Dispatcher,
+        api: DispatchApi,
+        store: Store,
+        health: Health,
+        keys: OperatorKeys,
+        edge_status: Callable[[], dict[str, Any]],
+        probe_disk: Callable[[], None],
+        *,
+        open_reads: bool,
+        facts: dict[str, Any],
+    ) -> None:
+        self._world, self._observer, self._control, self._dispatcher = world, observer, control, dispatcher
+        self._api, self._store, self._health, self._keys = api, store, health, keys
+        self._edge_status, self._probe_disk = edge_status, probe_disk
+        self._open_reads, self._facts = open_reads, facts
+        self._started_s = trio.current_time()
+        self._document = json_response(openapi.document(VERSION))
+        self._requests = observer.metrics.counter(
+            "ops_requests_total", "Operator calls.", ("endpoint", "status")
+        )
+
+    async def handle(self, request: Request) -> Response:
+        """One request on the operators' port."""
+        return await self._handle(request, public_only=False)
+
+    async def handle_public(self, request: Request) -> Response:
+        """One request on the clients' port: only what the table marks as public, and only with a key."""
+        return await self._handle(request, public_only=True)
+
+    async def _handle(self, request: Request, public_only: bool) -> Response:
+        found = find(request.method, request.path)
+        if isinstance(found, Found) and not (public_only and not found.endpoint.public):
+            try:
+                caller = self._authorize(found.endpoint, request, public_only)
+                method = getattr(self, f"serve_{found.endpoint.name}")
+                response: Response = await method(request, caller, unquote(found.identifier))
+            except Refused as refused:
+                self._observer.refused(
+                    refused.reason,
+                    refused.detail,
+                    correlation_id=request.correlation_id,
+                    peer=request.peer_host,
+                )
+                response = problem(
+                    refused.reason,
+                    refused.detail,
+                    request.correlation_id,
+                    retry_after_s=refused.retry_after_s,
+                )
+            self._requests.inc(found.endpoint.name, str(response.status))
+            return response
+        allowed = [] if isinstance(found, Found) else found
+        reason = Reason.METHOD_NOT_ALLOWED if allowed else Reason.ROUTE_UNKNOWN
+        detail = f"{request.method} {request.path}"
+        self._observer.refused(reason, detail, correlation_id=request.correlation_id, peer=request.peer_host)
+        response = problem(reason, detail, request.correlation_id)
+        if allowed:
+            response.headers.append(("allow", ", ".join(sorted(allowed))))
+        return response
+
+    def _authorize(self, endpoint: Endpoint, request: Request, public_only: bool) -> Identity:
+        given = request.header("x-ops-key")
+        if given is None and not public_only:
+            if endpoint.scope is Scope.OPEN:
+                return Identity("anonymous")
+            if endpoint.scope is Scope.READ and self._open_reads and is_loopback(request.peer_host):
+                return Identity("anonymous")
+        return self._keys.identify(given)
+
+    # -- health and what can be read
+
+    async def serve_health(self, request: Request, caller: Identity, _: str) -> Response:
+        report = self._health.report()
+        return json_response(report, 200 if report["status"] in ("READY", "DEGRADED") else 503)
+
+    async def serve_health_live(self, request: Request, caller: Identity, _: str) -> Response:
+        return json_response({"status": "alive"})
+
+    async def serve_health_ready(self, request: Request, caller: Identity, _: str) -> Response:
+        status = self._health.report()["status"]
+        return json_response({"status": status}, 200 if status in ("READY", "DEGRADED") else 503)
+
+    async def serve_health_test(self, request: Request, caller: Identity, _: str) -> Response:
+        store = await self._timed(lambda: self._store.check(self._world.wall_ms()))
+        disk = await self._timed(lambda: self._world.run_in_thread(self._probe_disk))
+        good = store["ok"] and disk["ok"]
+        return json_response(
+            {"status": "ok" if good else "failed", "store": store, "disk": disk}, 200 if good else 503
+        )
+
+    async def _timed(self, probe: Callable[[], Any]) -> dict[str, Any]:
+        began = trio.current_time()
+        try:
+            with trio.fail_after(PROBE_TIMEOUT_S):
+                await probe()
+        except (Exception, trio.TooSlowError) as error:
+            return {"ok": False, "ms": _ms(began), "detail": f"{type(error).__name__}: {error}"}
+        return {"ok": True, "ms": _ms(began)}
+
+    async def serve_metrics(self, request: Request, caller: Identity, _: str) -> Response:
+        text = self._observer.metrics.exposition()
+        return text_response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def serve_metrics_reasons(self, request: Request, caller: Identity, _: str) -> Response:
+        return json_response({"since_start": self._observer.rejects(), "recent": list(self._observer.recent)})
+
+    async def serve_openapi(self, request: Request, caller: Identity, _: str) -> Response:
+        return self._document
+
+    async def serve_status(self, request: Request, caller: Identity, _: str) -> Response:
+        status = await self.status()
+        if _prefers_html(request.header("accept") or ""):
+            return text_response(
+                page.render(status), headers=[("vary", "accept")], content_type="text/html; charset=utf-8"
+            )
+        return json_response(status, headers=[("vary", "accept")])
+
+    async def status(self) -> dict[str, Any]:
+        """Everything at a glance. No secret is part of it: key ids and fingerprints at most."""
+        registry = self._control.registry.registry
+        edge = self._edge_status()
+        return {
+            "software": SOFTWARE,
+            **self._facts,
+            "uptime_s": round(trio.current_time() - self._started_s),
+            "now_ms": self._world.wall_ms(),
+            "health": self._health.report(),
+            "listeners": edge["listeners"],
+            "sessions": {
+                "total": sum(each["sessions"] for each in edge["listeners"]),
+                "by_listener": {each["name"]: each["sessions"] for each in edge["listeners"]},
+                "routing": edge["routing"],
+                "pool_idle": edge["pool_idle"],
+            },
+            "registry": {
+                "fleet_id": registry.position.fleet_id,
+                "epoch": registry.position.epoch,
+                "generation": registry.position.generation,
+                "digest": registry.position.digest.hex(),
+                "commands": len(registry.items),
+            },
+            "nodes": [self._control.describe(node_id) for node_id in sorted(self._control.nodes.nodes)],
+            "dispatch": {
+                "runs": await self._store.status_counts(),
+                "pending": self._dispatcher.pending_total,
+                "outstanding": self._dispatcher.fleet.outstanding(),
+                "store_waiting": self._store.waiting(),
+            },
+            "rejects": self._observer.rejects(),
+            "recent_rejects": list(self._observer.recent)[-20:],
+        }
+
+    # -- nodes and commands
+
+    async def serve_nodes(self, request: Request, caller: Identity, _: str) -> Response:
+        found = [self._control.describe(node_id) for node_id in sorted(self._control.nodes.nodes)]
+        return json_response({"nodes": found})
+
+    async def serve_node(self, request: Request, caller: Identity, node_id: str) -> Response:
+        if node_id not in self._control.nodes.nodes:
+            raise Refused(Reason.NODE_UNKNOWN, node_id)
+        return json_response(self._control.describe(node_id))
+
+    async def serve_node_drain(self, request: Request, caller: Identity, node_id: str) -> Response:
+        await self._control.override(node_id, caller.principal, draining=True)
+        return await self.serve_node(request, caller, node_id)
+
+    async def serve_node_undrain(self, request: Request, caller: Identity, node_id: str) -> Response:
+        await self._control.override(node_id, caller.principal, draining=False)
+        return await self.serve_node(request, caller, node_id)
+
+    async def serve_node_pause(self, request: Request, caller: Identity, node_id: str) -> Response:
+        await self._control.override(node_id, caller.principal, paused=True)
+        return await self.serve_node(request, caller, node_id)
+
+    async def serve_node_resume(self, request: Request, caller: Identity, node_id: str) -> Response:
+        await self._control.override(node_id, caller.principal, paused=False)
+        return await self.serve_node(request, caller, node_id)
+
+    async def serve_node_resync(self, request: Request, caller: Identity, node_id: str) -> Response:
+        self._control.resync(node_id)
+        return json_response(self._control.describe(node_id), 202)
+
+    async def serve_node_revoke(self, request: Request, caller: Identity, node_id: str) -> Response:
+        if node_id not in self._control.nodes.nodes:
+            raise Refused(Reason.NODE_UNKNOWN, node_id)
+        epoch = await self._control.revoke(node_id, caller.principal)
+        return json_response({"id": node_id, "key_epoch": epoch})
+
+    async def serve_commands(self, request: Request, caller: Identity, _: str) -> Response:
+        registry = self._control.registry.registry
+        position = registry.position
+        commands = []
+        for name in sorted(registry.items):
+            item = registry.items[name]
+            each = item.descriptor
+            commands.append({
+                "name": name, "version": each.version, "aliases": each.aliases, "description": each.description,
+                "usage": each.usage, "effect": each.effect, "timeout_ms": each.timeout_ms, "flags": each.flags,
+                "permission": each.permission, "runs_on": each.runs_on, "digest": item.digest.hex(),
+                "announced_by": self._control.registry.sources.get(name, ""),
+                "nodes": self._dispatcher.fleet.offering(name),
+                "parameters": [
+                    {"name": one.name, "type": one.type, "required": one.required, "nullable": one.nullable,
+                     "choices": one.choices_json, "default": one.default_json}
+                    for one in each.parameters
+                ],
+            })  # fmt: skip
+        return json_response({
+            "fleet_id": position.fleet_id, "epoch": position.epoch, "generation": position.generation,
+            "digest": position.digest.hex(), "commands": commands,
+        })  # fmt: skip
+
+    async def serve_command_remove(self, request: Request, caller: Identity, name: str) -> Response:
+        generation = await self._control.remove(name)
+        self._observer.log.info("command_removed", command=name, by=caller.principal, generation=generation)
+        return json_response({"removed": name, "generation": generation})
+
+    async def serve_sessions(self, request: Request, caller: Identity, _: str) -> Response:
+        return json_response({"sessions": self._edge_status()["sessions"]})
+
+    # -- runs
+
+    async def serve_dispatch(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._api.one(request, caller)
+
+    async def serve_dispatch_batch(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._api.batch(request, caller)
+
+    async def serve_runs(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._api.runs(request.params())
+
+    async def serve_run(self, request: Request, caller: Identity, run_id: str) -> Response:
+        return await self._api.run(run_id)
+
+
+def _ms(began_s: float) -> float:
+    return round((trio.current_time() - began_s) * 1000, 3)
+
+
+def _prefers_html(accept: str) -> bool:
+    """A browser asks for text/html first; curl and scripts do not."""
+    quality = {"text/html": 0.0, "application/json": 0.0}
+    for part in accept.split(","):
+        kind, *parameters = (each.strip() for each in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        if kind in quality:
+            quality[kind] = weight
+    return quality["text/html"] > quality["application/json"]

@@ -1,0 +1,326 @@
+"""`fairlead demo`: a proxy, two nodes and their sample app as separate processes on loopback.
+
+Everything is real: the same programs, configuration files, secret and channel that production would use. A
+process that dies is started again. State is kept in ./data (FAIRLEAD_DATA), so a second start remembers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from fairlead.runtime.process import EXIT_FAILED, EXIT_STOPPED, run_until_signalled
+from fairlead.runtime.world import RealWorld, World
+
+READY_TIMEOUT_S = 30.0
+RESTART_PAUSE_S = 0.5
+STOP_TIMEOUT_S = 20.0
+OFFSET_MAX = 30_000
+
+
+class DemoFailed(Exception):
+    """The demo cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """All ports of the demo, on loopback."""
+
+    http: int
+    game: int
+    control: int
+    ops: int
+    health: tuple[int, int]
+    app_http: tuple[int, int]
+    app_game: tuple[int, int]
+
+    @classmethod
+    def at(cls, offset: int) -> Ports:
+        return cls(
+            8080 + offset, 25565 + offset, 25570 + offset, 9100 + offset, (9201 + offset, 9202 + offset),
+            (8081 + offset, 8082 + offset), (25566 + offset, 25567 + offset),
+        )  # fmt: skip
+
+    def all(self) -> tuple[int, ...]:
+        return (
+            self.http, self.game, self.control, self.ops, *self.health, *self.app_http, *self.app_game
+        )  # fmt: skip
+
+
+NODES = ("lobby-1", "lobby-2")
+
+
+def run_demo(environ: Mapping[str, str]) -> int:
+    """Run until Ctrl-C. Returns the exit status."""
+    try:
+        offset = int(environ.get("FAIRLEAD_PORT_OFFSET", "0") or "0")
+        if not 0 <= offset <= OFFSET_MAX:
+            raise ValueError(f"must be from 0 to {OFFSET_MAX}")
+    except ValueError as error:
+        print(f"fairlead demo: FAIRLEAD_PORT_OFFSET: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    data = Path(environ.get("FAIRLEAD_DATA", "data")).resolve()
+    demo = Demo(RealWorld(), data, Ports.at(offset), environ)
+    try:
+        trio.run(run_until_signalled, demo.run, lambda: None)
+    except (DemoFailed, BaseExceptionGroup) as error:
+        failed = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(failed, DemoFailed):
+            print(f"fairlead demo: {failed}", file=sys.stderr)
+            return EXIT_FAILED
+        raise
+    return EXIT_STOPPED
+
+
+class Demo:
+    """The supervisor."""
+
+    def __init__(self, world: World, data: Path, ports: Ports, environ: Mapping[str, str]) -> None:
+        self._world, self._data, self._ports = world, data, ports
+        inherited = ("SECURITY_", "RELIABILITY_", "DISPATCH_", "WORKER_", "FAIRLEAD_")
+        self._environ = {key: value for key, value in environ.items() if not key.startswith(inherited)}
+        self._environ["PYTHONUNBUFFERED"] = "1"
+        self._secret = self._ops_key = ""
+
+    async def run(self, stop: trio.Event) -> None:
+        self._prepare()
+        await self._check_ports()
+        offset = self._ports.http - 8080
+        print(f"fairlead demo: starting a proxy and two nodes; state and logs in {self._data}", flush=True)
+        async with trio.open_nursery() as nursery:
+            config = self._data / "demo"
+            proxy_env = {"SECURITY_PROXY_SECRET": self._secret, "RELIABILITY_OPS_KEYS": self._ops_key}
+            nursery.start_soon(self._keep, "proxy", ["proxy", "--config", f"{config}/proxy.toml"], proxy_env)
+            for index, node_id in enumerate(NODES):
+                node_env = {
+                    "FAIRLEAD_PROXY_SECRET": self._secret,
+                    "DEMO_HTTP_PORT": str(self._ports.app_http[index]),
+                    "DEMO_GAME_PORT": str(self._ports.app_game[index]),
+                }
+                arguments = ["node", "--config", f"{config}/{node_id}.toml"]
+                arguments += ["--handlers", "fairlead.backend.demo:node"]
+                nursery.start_soon(self._keep, node_id, arguments, node_env)
+            with trio.move_on_after(READY_TIMEOUT_S) as scope:
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(self._cancel_on, stop, waiting.cancel_scope)
+                    await self._wait_ready()
+                    waiting.cancel_scope.cancel()
+            if scope.cancelled_caught:
+                raise DemoFailed(
+                    f"not ready after {READY_TIMEOUT_S:g} s; read the logs in {self._data}/demo/"
+                )
+            if not stop.is_set():
+                self._say_ready(offset)
+            await stop.wait()
+            print("\nfairlead demo: stopping", flush=True)
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_on(self, stop: trio.Event, scope: trio.CancelScope) -> None:
+        await stop.wait()
+        scope.cancel()
+
+    # -- files
+
+    def _prepare(self) -> None:
+        folder = self._data / "demo"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._secret, self._ops_key = self._load_keys(self._data / "demo.env")
+        (folder / "proxy.toml").write_text(proxy_toml(self._ports, self._data))
+        for index, node_id in enumerate(NODES):
+            (folder / f"{node_id}.toml").write_text(node_toml(node_id, self._ports, index, folder))
+
+    def _load_keys(self, path: Path) -> tuple[str, str]:
+        """The demo's secret and operator key, made on the first start, readable by nobody else."""
+        if not path.exists():
+            secret, key = self._world.random_bytes(32).hex(), self._world.random_bytes(24).hex()
+            text = f"FAIRLEAD_OPS_KEY={key}\nFAIRLEAD_URL=http://127.0.0.1:{self._ports.ops}\nDEMO_PROXY_SECRET={secret}\n"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+        values = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+        wanted = f"http://127.0.0.1:{self._ports.ops}"
+        if values.get("FAIRLEAD_URL") != wanted:  # the offset changed since
+            values["FAIRLEAD_URL"] = wanted
+            path.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+        try:
+            return values["DEMO_PROXY_SECRET"], values["FAIRLEAD_OPS_KEY"]
+        except KeyError as error:
+            raise DemoFailed(f"{path} lacks {error}; delete the file and start again") from error
+
+    async def _check_ports(self) -> None:
+        taken = []
+        for port in self._ports.all():
+            try:
+                listener = await self._world.listen_tcp("127.0.0.1", port)
+            except OSError:
+                taken.append(port)
+            else:
+                listener.close()
+        if taken:
+            raise DemoFailed(
+                f"ports in use: {', '.join(map(str, taken))}. Stop what has them (`ss -ltnp`), "
+                "or move the demo: FAIRLEAD_PORT_OFFSET=1000 make run"
+            )
+
+    # -- processes
+
+    async def _keep(self, name: str, arguments: list[str], extra: dict[str, str]) -> None:
+        """Run a process; start it again when it ends by itself; stop it when we are cancelled."""
+        log_path = self._data / "demo" / f"{name}.log"
+        while True:
+            with open(log_path, "ab") as log:  # noqa: ASYNC230 - once per start of a process
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, "-m", "fairlead.cli", *arguments], stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=log, env={**self._environ, **extra}, start_new_session=True,
+                )  # fmt: skip
+            try:
+                status = await process.wait()
+            except trio.Cancelled:
+                process.terminate()
+                with trio.move_on_after(STOP_TIMEOUT_S, shield=True):
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    with trio.CancelScope(shield=True):
+                        await process.wait()
+                raise
+            if status == 2:
+                raise DemoFailed(f"{name}: configuration refused; see {log_path}")
+            print(f"fairlead demo: {name} ended with status {status}; starting it again", flush=True)
+            await trio.sleep(RESTART_PAUSE_S)
+
+    async def _wait_ready(self) -> None:
+        import httpx
+
+        headers = {"x-ops-key": self._ops_key}
+        async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
+            while True:
+                try:
+                    answer = await client.get(
+                        f"http://127.0.0.1:{self._ports.ops}/api/nodes", headers=headers
+                    )
+                    nodes = answer.json()["nodes"] if answer.status_code == 200 else []
+                    synchronized = [
+                        node for node in nodes if node["registry"]["synchronized"] and node["offers"]
+                    ]
+                    if len(synchronized) == len(NODES):
+                        await client.get(f"http://127.0.0.1:{self._ports.http}/whoami")
+                        return
+                except (httpx.HTTPError, ValueError, KeyError):
+                    pass  # Not up yet; the deadline is the caller's.
+                await trio.sleep(0.1)
+
+    def _say_ready(self, offset: int) -> None:
+        ports = self._ports
+        print(
+            f"""
+  Fairlead is up: one proxy, two synchronized nodes, a sample app behind them.
+
+  clients    http://127.0.0.1:{ports.http}/          the app, through the proxy
+             nc 127.0.0.1 {ports.game}                a TCP game, through the proxy
+  operators  http://127.0.0.1:{ports.ops}/status      open it in a browser
+             . {_shown(self._data)}/demo.env && export FAIRLEAD_OPS_KEY FAIRLEAD_URL
+             .venv/bin/fairlead ctl status
+             .venv/bin/fairlead ctl dispatch demo:add key=apples amount=3 --target lobby-1
+             .venv/bin/fairlead ctl dispatch demo:announce message=hello --target all
+  logs       {_shown(self._data)}/demo/*.log
+
+  Kill a node and look: it comes back, and nothing is lost. Ctrl-C stops everything.
+""",
+            flush=True,
+        )
+
+
+def _shown(path: Path) -> str:
+    """The path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def proxy_toml(ports: Ports, data: Path) -> str:
+    """The demo proxy's configuration. Its secrets come from the environment."""
+    return f"""# Written by `fairlead demo` at every start.
+schema_version = 1
+environment = "development"
+
+[[listeners]]
+name = "http"
+kind = "http"
+port = {ports.http}
+backends = ["lobby-1", "lobby-2"]
+
+[[listeners]]
+name = "game"
+kind = "tcp"
+port = {ports.game}
+backends = ["game-1", "game-2"]
+default_backend_id = "game-1"
+
+[[backends]]
+id = "lobby-1"
+host = "127.0.0.1"
+port = {ports.app_http[0]}
+namespaces = ["demo"]
+
+[[backends]]
+id = "lobby-2"
+host = "127.0.0.1"
+port = {ports.app_http[1]}
+namespaces = ["demo"]
+
+[[backends]]
+id = "game-1"
+node = "lobby-1"
+host = "127.0.0.1"
+port = {ports.app_game[0]}
+
+[[backends]]
+id = "game-2"
+node = "lobby-2"
+host = "127.0.0.1"
+port = {ports.app_game[1]}
+
+[routing]
+default_backend_id = "lobby-1"
+
+[rate_limits]
+connection_per_ip_max = 100000
+
+[messaging]
+host = "127.0.0.1"
+port = {ports.control}
+heartbeat_interval_millis = 1000
+node_timeout_millis = 5000
+
+[observability]
+port = {ports.ops}
+
+[dispatch]
+public = true
+
+[store]
+url = "sqlite:///{data}/fairlead.db"
+"""
+
+
+def node_toml(node_id: str, ports: Ports, index: int, folder: Path) -> str:
+    """A demo node's configuration. Its secret comes from the environment."""
+    return f"""# Written by `fairlead demo` at every start.
+schema_version = 1
+environment = "development"
+server_id = "{node_id}"
+proxies = ["127.0.0.1:{ports.control}"]
+data_dir = "{folder}"
+reconnect_max_millis = 2000
+
+[health]
+port = {ports.health[index]}
+"""

@@ -1,0 +1,97 @@
+"""Arguments and exit status. 0 stopped as asked, 2 configuration refused, 1 anything else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from fairlead.runtime.process import EXIT_STOPPED
+from fairlead.runtime.version import VERSION
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point of `fairlead`."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
+    except BrokenPipeError:  # `fairlead ctl ... | head`
+        sys.stderr.close()
+        return EXIT_STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairlead",
+        description="A proxy and backend control plane: clients and durable commands, one fleet.",
+    )
+    parser.add_argument("--version", action="version", version=f"fairlead {VERSION}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    proxy = verbs.add_parser("proxy", help="run a proxy")
+    proxy.add_argument("--config", required=True, metavar="FILE")
+    proxy.set_defaults(run=_proxy)
+
+    node = verbs.add_parser("node", help="run a node")
+    node.add_argument("--config", required=True, metavar="FILE")
+    node.add_argument(
+        "--handlers", default="", metavar="PACKAGE.MODULE:NODE", help="overrides the configuration's"
+    )
+    node.set_defaults(run=_node)
+
+    demo = verbs.add_parser("demo", help="run a proxy, two nodes and a sample app on loopback")
+    demo.set_defaults(run=_demo)
+
+    check = verbs.add_parser("check", help="check something without running it")
+    checks = check.add_subparsers(dest="what", required=True, metavar="WHAT")
+    config = checks.add_parser("config", help="read a configuration and list every problem")
+    config.add_argument("kind", choices=("proxy", "node"))
+    config.add_argument("file")
+    config.set_defaults(run=_check_config)
+    codes = checks.add_parser("reason-codes", help="print the table of reasons")
+    codes.set_defaults(run=_reason_codes)
+
+    from fairlead.cli import ctl, secrets
+
+    secrets.add_to(verbs)
+    ctl.add_to(verbs)
+    return parser
+
+
+def _proxy(options: argparse.Namespace) -> int:
+    from fairlead.cli.serve import run_proxy
+
+    return run_proxy(options.config, os.environ)
+
+
+def _node(options: argparse.Namespace) -> int:
+    from fairlead.cli.serve import run_node
+
+    return run_node(options.config, options.handlers, os.environ)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fairlead.cli.demo import run_demo
+
+    return run_demo(os.environ)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from fairlead.cli.check_config import check_config
+
+    return check_config(options.kind, options.file, os.environ)
+
+
+def _reason_codes(options: argparse.Namespace) -> int:
+    from fairlead.protocol.reasons import TRAITS
+
+    for reason, row in TRAITS.items():
+        print(f"{reason.value:36} {row.family.value:10} {row.response.value:10} {row.status}  {row.title}")
+    return EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""`fairlead secret`: make secrets, compare them without showing them, derive a node's own key."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from fairlead.protocol.keys import Role, derive, fingerprint
+from fairlead.runtime.process import EXIT_CONFIG, EXIT_STOPPED
+from fairlead.runtime.secret import decode_secret
+from fairlead.runtime.world import RealWorld
+
+
+def add_to(verbs: Any) -> None:
+    """Add the verb and its parts."""
+    secret = verbs.add_parser("secret", help="make and compare secrets")
+    parts = secret.add_subparsers(dest="what", required=True, metavar="WHAT")
+    new = parts.add_parser("new", help="print a new secret: 32 random bytes in hex")
+    new.set_defaults(run=_new)
+    for name, text in (
+        ("fingerprint", "print which secret it is"),
+        ("node-key", "print the key of one node"),
+    ):
+        each = parts.add_parser(name, help=text)
+        if name == "node-key":
+            each.add_argument("id")
+            each.add_argument(
+                "--epoch", type=int, default=0, help="the identity's key epoch; raised by a revoke"
+            )
+        each.add_argument("--file", help="file that holds the secret; else environment SECURITY_PROXY_SECRET")
+        each.set_defaults(run=_fingerprint if name == "fingerprint" else _node_key)
+
+
+def _new(options: argparse.Namespace) -> int:
+    print(RealWorld().random_bytes(32).hex())
+    return EXIT_STOPPED
+
+
+def _read(options: argparse.Namespace) -> bytes | None:
+    text = Path(options.file).read_text() if options.file else os.environ.get("SECURITY_PROXY_SECRET", "")
+    if not text.strip():
+        print("no secret: give --file, or set SECURITY_PROXY_SECRET", file=sys.stderr)
+        return None
+    decoded = decode_secret(text.strip())
+    if isinstance(decoded, str):
+        print(decoded, file=sys.stderr)
+        return None
+    return decoded
+
+
+def _fingerprint(options: argparse.Namespace) -> int:
+    secret = _read(options)
+    if secret is None:
+        return EXIT_CONFIG
+    print(fingerprint(secret))
+    return EXIT_STOPPED
+
+
+def _node_key(options: argparse.Namespace) -> int:
+    secret = _read(options)
+    if secret is None:
+        return EXIT_CONFIG
+    key = derive(secret, Role.NODE, options.id, options.epoch)
+    print(key.psk.hex())
+    print(f"key id {key.key_id.hex()} (public; compare it with /api/nodes)", file=sys.stderr)
+    return EXIT_STOPPED

@@ -1,0 +1,151 @@
+"""Runs a proxy or a node as a process: configuration, log, signals, exit status."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from fairlead.backend.app import NodeProcess
+from fairlead.backend.app import StartRefused as NodeStartRefused
+from fairlead.backend.config import load_node_config
+from fairlead.backend.handlers import Node
+from fairlead.proxy.app import Proxy
+from fairlead.proxy.app import StartRefused as ProxyStartRefused
+from fairlead.proxy.config import load_proxy_config
+from fairlead.runtime.config import ConfigError
+from fairlead.runtime.log import Log, StderrSink
+from fairlead.runtime.metrics import Metrics
+from fairlead.runtime.observer import Observer
+from fairlead.runtime.process import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    run_until_signalled,
+    settle_memory,
+)
+from fairlead.runtime.world import RealWorld, raise_file_limit
+
+Serve = Callable[[trio.Event], Awaitable[None]]
+
+
+def run_proxy(path: str, environ: Mapping[str, str]) -> int:
+    """`fairlead proxy --config FILE`."""
+    try:
+        config = load_proxy_config(path, environ)
+    except ConfigError as error:
+        return _refused(path, error)
+    world = RealWorld()
+    log = Log(
+        StderrSink(), world.wall_ms, "proxy", config.logging.level, as_json=config.logging.format == "json"
+    )
+    observer = Observer(log, Metrics(), world.wall_ms)
+
+    async def serve(stop: trio.Event) -> None:
+        proxy = Proxy(config, world, observer, environ)
+        settle_memory()
+        await proxy.run(stop)
+
+    return _run(serve, log, lambda: _reload_log(path, environ, log, load_proxy_config))
+
+
+def run_node(path: str, handlers: str, environ: Mapping[str, str]) -> int:
+    """`fairlead node --config FILE [--handlers MODULE:NODE]`."""
+    try:
+        config = load_node_config(path, environ)
+    except ConfigError as error:
+        return _refused(path, error)
+    where = handlers or config.handlers
+    try:
+        node = _load_handlers(where) if where else Node()
+    except Exception as error:
+        print(f"{path}: handlers {where!r} cannot be loaded: {error}", file=sys.stderr)
+        if not isinstance(error, LookupError | TypeError):
+            traceback.print_exc()
+        return EXIT_CONFIG
+    world = RealWorld()
+    log = Log(
+        StderrSink(), world.wall_ms, config.server_id, config.logging.level,
+        as_json=config.logging.format == "json",
+    )  # fmt: skip
+    observer = Observer(log, Metrics(), world.wall_ms)
+
+    async def serve(stop: trio.Event) -> None:
+        process = NodeProcess(config, node, world, observer, environ)
+        settle_memory()
+        await process.run(stop)
+
+    return _run(serve, log, lambda: _reload_log(path, environ, log, load_node_config))
+
+
+def _refused(path: str, error: ConfigError) -> int:
+    print(f"{path}: configuration refused, nothing was started\n{error}", file=sys.stderr)
+    return EXIT_CONFIG
+
+
+def _load_handlers(where: str) -> Node:
+    module_name, _, attribute = where.partition(":")
+    if not attribute:
+        raise LookupError("write package.module:attribute, e.g. my_mod:node")
+    module = importlib.import_module(module_name)
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Node):
+        raise LookupError(f"{module_name}.{attribute} is not a fairlead.backend.Node")
+    return found
+
+
+def _reload_log(
+    path: str, environ: Mapping[str, str], log: Log, load: Callable[[str, Mapping[str, str]], object]
+) -> None:
+    """SIGHUP: read and check the configuration again; what can change while running changes."""
+    try:
+        config = load(path, environ)
+    except ConfigError as error:
+        log.error("reload_refused", problems=str(error), kept="the last good configuration")
+        return
+    level: str = config.logging.level  # type: ignore[attr-defined]  # both configurations have it
+    log.set_level(level)
+    log.info("reloaded", applied=f"logging.level={level}", restart="every other key needs a restart")
+
+
+def _run(serve: Serve, log: Log, reload: Callable[[], None]) -> int:
+    raise_file_limit()
+    status = EXIT_STOPPED
+    try:
+        trio.run(run_until_signalled, serve, reload)
+    except BaseExceptionGroup as group:
+        status = _report(group, log)
+    except (ProxyStartRefused, NodeStartRefused) as error:
+        log.error("start_refused", detail=str(error))
+        status = EXIT_FAILED
+    except Exception as error:
+        status = _report(error, log)
+    finally:
+        log.close()
+    return status
+
+
+def _report(error: BaseException, log: Log) -> int:
+    refused = _find(error, (ProxyStartRefused, NodeStartRefused))
+    if refused is not None:
+        log.error("start_refused", detail=str(refused))
+        return EXIT_FAILED
+    if _find(error, (KeyboardInterrupt,)) is not None:
+        return EXIT_STOPPED
+    log.error("crashed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+    return EXIT_FAILED
+
+
+def _find(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The first exception of these kinds inside a group."""
+    if isinstance(error, kinds):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            found = _find(inner, kinds)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,69 @@
+"""What every Fairlead process does around its work: signals, the service manager, exit status.
+
+The first SIGTERM or SIGINT asks for a drain, a second one stops at once; SIGHUP asks for a reload.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import trio
+
+from fairlead.runtime.world import World
+
+EXIT_STOPPED: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 2
+
+
+class ServiceManager:
+    """systemd's notification protocol, where `NOTIFY_SOCKET` is set; silent elsewhere."""
+
+    def __init__(self, world: World, environ: Mapping[str, str]) -> None:
+        self._world = world
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self._watchdog_us = int(environ.get("WATCHDOG_USEC", "0") or "0")
+
+    def say(self, text: str) -> None:
+        if self._address:
+            self._world.notify(self._address, text.encode())
+
+    async def feed_watchdog(self) -> None:
+        """At half the interval asked for, for as long as the loop turns."""
+        if not self._address or not self._watchdog_us:
+            return
+        while True:
+            self.say("WATCHDOG=1")
+            await trio.sleep(self._watchdog_us / 2_000_000)
+
+
+async def run_until_signalled(
+    serve: Callable[[trio.Event], Awaitable[None]], reload: Callable[[], None]
+) -> None:
+    """Run `serve(stop)`; a first signal sets `stop`, a second cancels. Returns when `serve` does."""
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        reload()
+                    elif stop.is_set():
+                        nursery.cancel_scope.cancel()
+                    else:
+                        stop.set()
+
+            nursery.start_soon(listen)
+            await serve(stop)
+            nursery.cancel_scope.cancel()
+
+
+def settle_memory() -> None:
+    """After start-up: what lives now lives for ever, and full collections become rare."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)

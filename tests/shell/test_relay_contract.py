@@ -1,0 +1,192 @@
+"""What a relay promises, held over raw sockets and over plain byte streams alike."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import trio
+from tests.support.memory_stream import memory_pair
+
+from fairlead.protocol.reasons import Reason, Reject
+from fairlead.proxy.edge.relay import relay
+from fairlead.proxy.edge.sessions import Session
+from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.world import RealWorld
+
+KINDS = ("sockets", "streams")
+
+
+async def socket_pair() -> tuple[ByteStream, ByteStream]:
+    world = RealWorld()
+    listener = await world.listen_tcp("127.0.0.1", 0)
+    outer = await world.connect_tcp("127.0.0.1", listener.port)
+    inner = await listener.accept()
+    listener.close()
+    return outer, inner
+
+
+@dataclass
+class Relayed:
+    """The two outer ends, and how the relay ended."""
+
+    client: ByteStream
+    backend: ByteStream
+    session: Session
+    ended: list[Reject | None]
+    nursery: trio.Nursery
+
+    async def until_ended(self) -> Reject | None:
+        while not self.ended:
+            await trio.sleep(0.002)
+        return self.ended[0]
+
+
+@asynccontextmanager
+async def relaying(kind: str, idle_timeout_s: float = 30.0) -> AsyncIterator[Relayed]:
+    async def pair() -> tuple[ByteStream, ByteStream]:
+        return await socket_pair() if kind == "sockets" else memory_pair()
+
+    client, client_inner = await pair()
+    backend, backend_inner = await pair()
+    session = Session(1, "front", "tcp", "192.0.2.1", 0)
+    try:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                run = Relayed(client, backend, session, [], nursery)
+
+                async def serve() -> None:
+                    ended = await relay(client_inner, backend_inner, session, idle_timeout_s)
+                    for stream in (client_inner, backend_inner):
+                        stream.close() if ended is None else stream.abort()
+                    run.ended.append(ended)
+
+                nursery.start_soon(serve)
+                yield run
+                nursery.cancel_scope.cancel()
+    finally:
+        for stream in (client, backend, client_inner, backend_inner):
+            stream.close()
+
+
+async def read_to_end(stream: ByteStream) -> bytes:
+    parts = []
+    while data := await stream.receive_some(65536):
+        parts.append(data)
+    return b"".join(parts)
+
+
+async def read_exactly(stream: ByteStream, count: int) -> bytes:
+    parts = b""
+    while len(parts) < count:
+        data = await stream.receive_some(count - len(parts))
+        assert data
+        parts += data
+    return parts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_bytes_go_both_ways_and_are_counted(kind: str) -> None:
+    async with relaying(kind) as run:
+        await run.client.send_all(b"ping")
+        assert await read_exactly(run.backend, 4) == b"ping"
+        await run.backend.send_all(b"pong!")
+        assert await read_exactly(run.client, 5) == b"pong!"
+        assert (run.session.bytes_in, run.session.bytes_out) == (4, 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_each_direction_ends_by_itself(kind: str) -> None:
+    async with relaying(kind) as run:
+        await run.client.send_all(b"question")
+        await run.client.send_eof()
+        assert await read_to_end(run.backend) == b"question"
+        await run.backend.send_all(b"a long answer")  # long after the client said its last
+        await run.backend.send_eof()
+        assert await read_to_end(run.client) == b"a long answer"
+        assert await run.until_ended() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_up", [True, False])
+async def test_bulk_arrives_whole_and_in_order_at_a_slow_reader(kind: str, is_up: bool) -> None:
+    payload = bytes(range(256)) * 12_000
+    async with relaying(kind) as run:
+        source, target = (run.client, run.backend) if is_up else (run.backend, run.client)
+
+        async def send() -> None:
+            await source.send_all(payload)
+            await source.send_eof()
+
+        run.nursery.start_soon(send)
+        await trio.sleep(0.02)
+        assert await read_to_end(target) == payload
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_both_directions_at_once_do_not_mix_their_bytes(kind: str) -> None:
+    up, down = b"u" * 1_500_000, b"d" * 1_500_000
+    async with relaying(kind) as run:
+
+        async def send(stream: ByteStream, payload: bytes) -> None:
+            await stream.send_all(payload)
+            await stream.send_eof()
+
+        got: dict[str, bytes] = {}
+
+        async def read(name: str, stream: ByteStream) -> None:
+            got[name] = await read_to_end(stream)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, run.client, up)
+            nursery.start_soon(send, run.backend, down)
+            nursery.start_soon(read, "up", run.backend)
+            nursery.start_soon(read, "down", run.client)
+        assert got == {"up": up, "down": down}
+        assert await run.until_ended() is None
+        assert (run.session.bytes_in, run.session.bytes_out) == (len(up), len(down))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_back_pressure_reaches_the_sender(kind: str) -> None:
+    async with relaying(kind) as run:
+        sent = 0
+        with trio.move_on_after(0.3):
+            while True:
+                await run.client.send_all(b"x" * 65536)
+                sent += 65536
+        assert sent < 40_000_000  # what the kernel's buffers hold, and no heap of ours
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("is_client", "reason"), [(True, Reason.CLIENT_GONE), (False, Reason.BACKEND_CLOSED_EARLY)]
+)
+async def test_a_reset_on_one_side_resets_the_other(kind: str, is_client: bool, reason: Reason) -> None:
+    async with relaying(kind) as run:
+        one, other = (run.client, run.backend) if is_client else (run.backend, run.client)
+        await one.send_all(b"x")
+        assert await read_exactly(other, 1) == b"x"
+        one.abort()
+        with pytest.raises(trio.BrokenResourceError):
+            await read_to_end(other)
+        ended = await run.until_ended()
+        assert ended is not None
+        assert ended.reason is reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_idle_relay_ends_and_a_busy_one_does_not(kind: str) -> None:
+    async with relaying(kind, idle_timeout_s=0.2) as run:
+        for _ in range(8):
+            await run.client.send_all(b"x")
+            assert await read_exactly(run.backend, 1) == b"x"
+            await trio.sleep(0.05)
+        assert not run.ended
+        ended = await run.until_ended()
+        assert ended is not None
+        assert ended.reason is Reason.RELAY_IDLE_TIMEOUT
+        with pytest.raises(trio.BrokenResourceError):
+            await read_to_end(run.client)
