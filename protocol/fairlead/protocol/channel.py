@@ -284,6 +284,11 @@ class Channel:
     def output_waiting(self) -> bool:
         return bool(self._outgoing or (self._envelopes and self._state is not _State.ENDED))
 
+    @property
+    def output_bytes(self) -> int:
+        """How much waits to be sent."""
+        return len(self._outgoing) + len(self._envelopes)
+
     def _seal_envelopes(self) -> None:
         size = limits.FRAME_PAYLOAD_BYTES_MAX
         for start in range(0, len(self._envelopes), size):

@@ -2,7 +2,7 @@
 
 The reader hands events on in order and stops reading while its receiver is busy; the writer sends whatever has
 gathered since its last write as one buffer. A peer that takes nothing for `write_timeout_s`, or for which more
-than `outgoing_bytes_max` gather, is let go: one slow link never holds up another.
+than `OUTGOING_BYTES_MAX` gather, is let go: one slow link never holds up another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class LinkPump:
         self._world, self._stream, self.channel = world, stream, channel
         self._write_timeout_s = write_timeout_s
         self._wake = trio.Event()
-        self._outgoing_bytes = 0
+        self._writing: trio.CancelScope | None = None
+        self._torn = False  # a write ended in the middle: nothing more may follow on this stream
+        self._held: list[Event] = []  # what came with the end of the handshake
         self._ending: Reject | None = None
         self._scope = trio.CancelScope()
 
@@ -41,20 +43,29 @@ class LinkPump:
     def send(self, message: Message, correlation_id: str = "") -> Reject | None:
         """Queue a message for the writer. A refusal means it is too large."""
         refused = self.channel.send(message, self._world.wall_ms(), correlation_id)
-        self._wake.set()
+        self._queued()
         return refused
 
     def send_encoded(self, number: MessageType, body: bytes, correlation_id: str = "") -> Reject | None:
         """Queue a body that was encoded once for many links."""
         refused = self.channel.send_encoded(number, body, self._world.wall_ms(), correlation_id)
-        self._wake.set()
+        self._queued()
         return refused
+
+    def _queued(self) -> None:
+        self._wake.set()
+        if self.channel.output_bytes > OUTGOING_BYTES_MAX:
+            self._torn = True
+            self.end(Reason.LINK_WRITE_TIMEOUT, f"more than {OUTGOING_BYTES_MAX} bytes wait for the peer")
 
     def end(self, reason: Reason, detail: str = "") -> None:
         """End the link as intended; the peer is told."""
         if self._ending is None:
             self._ending = Reject(reason, detail)
             self.channel.close(reason, detail)
+            if self._writing is not None:
+                deadline = trio.current_time() + FAREWELL_TIMEOUT_S
+                self._writing.deadline = min(self._writing.deadline, deadline)
             self._scope.cancel()
 
     # -- running
@@ -83,8 +94,6 @@ class LinkPump:
 
     def _refusal(self, why: Reject) -> Rejected:
         return Rejected(why.reason, why.detail, fatal=True)
-
-    _held: list[Event] = []  # noqa: RUF012 - replaced, never mutated
 
     async def run(self, on_event: OnEvent, idle_timeout_s: Callable[[], float]) -> Reject:
         """Pump until the link ends. Call after `handshake` returned `Established`."""
@@ -129,16 +138,19 @@ class LinkPump:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            sent = False
-            with trio.move_on_after(self._write_timeout_s):
+            # Shielded: bytes that left the channel go out whole, or the stream is worth nothing any more. An
+            # end that comes meanwhile shortens the time instead.
+            with trio.move_on_after(self._write_timeout_s, shield=True) as self._writing:
                 try:
                     await self._flush()
-                    sent = True
                 except trio.BrokenResourceError:
-                    await trio.sleep_forever()  # The reader sees the same, and says why.
-            if not sent:
+                    self._torn = True  # The reader sees the same, and says why.
+                    return
+            if self._writing.cancelled_caught:
+                self._torn = True
                 self.end(Reason.LINK_WRITE_TIMEOUT, f"the peer took nothing for {self._write_timeout_s:g} s")
                 return
+            self._writing = None
 
     async def _flush(self) -> None:
         while self.channel.output_waiting:
@@ -147,6 +159,8 @@ class LinkPump:
 
     async def _farewell(self) -> None:
         """What is sealed already (a CLOSE above all) goes out if it can, briefly."""
+        if self._torn:
+            return
         with trio.move_on_after(FAREWELL_TIMEOUT_S, shield=True):
             try:
                 out = self.channel.take_output(self._world.wall_ms())

@@ -16,7 +16,7 @@ from fairlead.runtime.http.message import Response
 
 _BODILESS: Final = (204, 304)
 _status_lines: dict[int, str] = {}
-_date: tuple[int, str] = (0, "")
+_date: tuple[int, str] = (-1, "")
 
 
 def is_bodiless(method: bytes, status: int) -> bool:

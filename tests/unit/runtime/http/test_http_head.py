@@ -95,7 +95,9 @@ def heads(first: st.SearchStrategy[bytes], usual: bytes) -> st.SearchStrategy[by
     bare = st.tuples(first, st.lists(LINE, max_size=5)).map(
         lambda parts: parts[0] + b"\r\n" + b"".join(parts[1]) + b"\r\n"
     )
-    return st.one_of(plain, bare).map(lambda head: head[: head.index(b"\r\n\r\n") + 4])
+    return st.one_of(plain, bare).map(
+        lambda head: (head + b"\r\n\r\n")[: (head + b"\r\n\r\n").index(b"\r\n\r\n") + 4]
+    )
 
 
 @settings(max_examples=1500, deadline=None)
