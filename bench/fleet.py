@@ -79,7 +79,9 @@ class Fleet:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                 nodes = self.ops("GET", "/api/nodes").json()["nodes"]
-                linked = [each for each in nodes if each["id"] in self.nodes and each["registry"]["synchronized"]]
+                linked = [
+                    each for each in nodes if each["id"] in self.nodes and each["registry"]["synchronized"]
+                ]
                 if len(linked) == len(self.nodes):
                     return
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""`python -m fairlead.cli`."""
+"""`python -m fairlead.cli`: the same as the `fairlead` command."""
 
 import sys
 

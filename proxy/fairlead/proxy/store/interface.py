@@ -1,4 +1,4 @@
-"""Pure. What a store must do, in domain words, and the values that cross its border.
+"""What a store must do, in domain words, and the values that cross its border.
 
 Every method is one transaction and returns after it is durable. Times are the caller's wall clock in
 milliseconds. Implementations share the contract suite in `tests/shell/test_store_contract.py`.

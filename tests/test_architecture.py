@@ -1,0 +1,190 @@
+"""The rules of ARCHITECTURE.md, executed: who may import whom, what is pure, where the world comes in."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "protocol": ROOT / "protocol/fairlead/protocol",
+    "runtime": ROOT / "runtime/fairlead/runtime",
+    "backend": ROOT / "backend/fairlead/backend",
+    "proxy": ROOT / "proxy/fairlead/proxy",
+    "cli": ROOT / "runtime/fairlead/cli",
+}
+# Package -> fairlead packages it may import, beside itself.
+ALLOWED = {
+    "protocol": set(),
+    "runtime": {"protocol"},
+    "backend": {"protocol", "runtime"},
+    "proxy": {"protocol", "runtime"},
+    "cli": {"protocol", "runtime", "backend", "proxy"},
+}
+# Inside the proxy: part -> parts it may import, beside itself. `app` may import all; nothing imports `app`.
+PROXY_ALLOWED = {
+    "store": set(),
+    "edge": set(),
+    "control": {"store"},  # only the store's interface
+    "dispatch": {"store", "control"},  # links and node records, handed in by app
+    "ops": {"store", "control", "dispatch", "edge", "config"},
+    "config": {"config_sections"},
+    "config_sections": set(),
+    "app": {"store", "edge", "control", "dispatch", "ops", "config"},
+}
+# Files that compute: no waiting, no clock, no randomness, no files, no sockets.
+PURE = [
+    *(f"protocol/fairlead/protocol/{path.name}" for path in PACKAGES["protocol"].glob("*.py")),
+    "backend/fairlead/backend/backoff.py",
+    "backend/fairlead/backend/mirror.py",
+    "backend/fairlead/backend/signature.py",
+    "proxy/fairlead/proxy/control/admission.py",
+    "proxy/fairlead/proxy/control/nodes.py",
+    "proxy/fairlead/proxy/control/registry.py",
+    "proxy/fairlead/proxy/control/sync.py",
+    "proxy/fairlead/proxy/dispatch/fleet.py",
+    "proxy/fairlead/proxy/dispatch/submit.py",
+    "proxy/fairlead/proxy/edge/admission.py",
+    "proxy/fairlead/proxy/edge/body.py",
+    "proxy/fairlead/proxy/edge/forward_headers.py",
+    "proxy/fairlead/proxy/edge/routing.py",
+    "proxy/fairlead/proxy/edge/settings.py",
+    "proxy/fairlead/proxy/ops/auth.py",
+    "proxy/fairlead/proxy/ops/endpoints.py",
+    "proxy/fairlead/proxy/ops/openapi.py",
+    "proxy/fairlead/proxy/ops/page.py",
+    "runtime/fairlead/runtime/http/body.py",
+    "runtime/fairlead/runtime/http/framing.py",
+    "runtime/fairlead/runtime/http/head.py",
+    "runtime/fairlead/runtime/http/message.py",
+]
+IMPURE_MODULES = {
+    "trio", "socket", "ssl", "time", "random", "secrets", "os", "sqlite3", "logging", "threading", "uuid",
+    "subprocess", "select", "queue", "asyncio",
+}  # fmt: skip
+# The seam. Everything else takes a World.
+WORLD_ONLY = {
+    ("time", "time"), ("time", "time_ns"), ("time", "monotonic"), ("os", "urandom"), ("uuid", "uuid4"),
+    ("socket", "socket"), ("socket", "create_connection"), ("datetime", "now"), ("trio", "open_tcp_stream"),
+    ("trio", "open_tcp_listeners"), ("trio", "serve_tcp"),
+}  # fmt: skip
+WORLD_FILES = {"runtime/fairlead/runtime/world.py"}
+BANNED_NAMES = {"utils", "helpers", "helper", "manager", "impl", "common", "base", "misc"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted(PACKAGES[package].rglob("*.py"))
+
+
+def every_source() -> list[Path]:
+    return [path for package in PACKAGES for path in sources(package)]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """(module, line, only for type checking)."""
+    tree = ast.parse(path.read_text())
+    typing_only: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            typing_only.update(id(inner) for inner in ast.walk(node))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, id(node) in typing_only
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module or "", node.lineno, id(node) in typing_only
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    for path in sources(package):
+        for module, line, _ in imports(path):
+            if module.startswith("fairlead."):
+                other = module.split(".")[1]
+                assert other == package or other in ALLOWED[package], f"{name(path)}:{line} imports {module}"
+
+
+def test_parts_of_the_proxy_know_each_other_only_as_drawn() -> None:
+    for path in sources("proxy"):
+        part = path.relative_to(PACKAGES["proxy"]).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for module, line, _ in imports(path):
+            if module.startswith("fairlead.proxy."):
+                other = module.split(".")[2]
+                assert other == part or other in PROXY_ALLOWED[part], f"{name(path)}:{line} imports {module}"
+                if other == "store" and part not in ("store", "app"):
+                    assert module == "fairlead.proxy.store.interface", (
+                        f"{name(path)}:{line}: only the interface"
+                    )
+
+
+def test_pure_files_do_no_io_and_never_wait() -> None:
+    for relative in PURE:
+        path = ROOT / relative
+        tree = ast.parse(path.read_text())
+        for module, line, typing_only in imports(path):
+            if not typing_only:
+                assert module.split(".")[0] not in IMPURE_MODULES, f"{relative}:{line} imports {module}"
+        waiting = [
+            node.lineno for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)
+        ]
+        assert not waiting, f"{relative}:{waiting[0]} waits"
+
+
+def test_every_pure_docstring_is_kept() -> None:
+    """A module that calls itself pure is in the list above, so that the claim is checked."""
+    for path in every_source():
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if text.startswith("Pure."):
+            assert name(path) in PURE, f"{name(path)} says it is pure; add it to PURE"
+
+
+def test_the_world_is_reached_only_through_the_seam() -> None:
+    for path in every_source():
+        if name(path) in WORLD_FILES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                found = (called.value.id, called.attr)
+                assert found not in WORLD_ONLY, f"{name(path)}:{node.lineno} uses {'.'.join(found)}"
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
+                for module in modules:
+                    assert module not in ("random", "secrets", "uuid"), f"{name(path)}:{node.lineno}"
+
+
+def test_every_module_says_what_it_owns() -> None:
+    for path in every_source():
+        text = ast.get_docstring(ast.parse(path.read_text()))
+        assert text, f"{name(path)} has no docstring"
+        assert len(text) > 30, f"{name(path)} says too little"
+
+
+def test_nothing_is_called_by_a_name_that_says_nothing() -> None:
+    for path in every_source():
+        assert path.stem not in BANNED_NAMES, name(path)
+
+
+def test_files_stay_readable() -> None:
+    for path in every_source():
+        lines = len(path.read_text().splitlines())
+        assert lines <= 600, f"{name(path)} has {lines} lines; does it hold one thing?"
+
+
+def test_the_namespace_has_no_init_file() -> None:
+    """fairlead is a PEP 420 namespace: an __init__.py in one of the folders would hide the others."""
+    for package in PACKAGES.values():
+        assert not (package.parent / "__init__.py").exists()
+        assert (package / "py.typed").exists()

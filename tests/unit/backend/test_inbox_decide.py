@@ -1,0 +1,61 @@
+"""What to do with a delivery, given what the inbox holds of its run: the whole table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fairlead.backend.inbox import Answer, Execute, Refuse, decide, starts_durably
+from fairlead.protocol.messages import Result
+from fairlead.protocol.reasons import Reason
+
+NOW_MS = 9_000
+
+
+def row(
+    state: str, fence: int = 5, completed: bool = True, reason: str = "", detail: str = ""
+) -> tuple[Any, ...]:
+    return ("run", fence, state, int(completed), b'"v"', reason, detail, 1_000, 2_000)
+
+
+def test_an_unknown_run_is_executed() -> None:
+    assert decide(None, 1, NOW_MS) == Execute()
+
+
+@pytest.mark.parametrize("state", ["started", "finished", "refused"])
+def test_a_lower_fence_is_stale_whatever_is_held(state: str) -> None:
+    found = decide(row(state, reason="BRIDGE_PAUSED"), 4, NOW_MS)
+    assert isinstance(found, Refuse)
+    assert found.reason is Reason.FENCE_STALE
+
+
+@pytest.mark.parametrize("fence", [5, 6, 100])
+@pytest.mark.parametrize("completed", [True, False])
+def test_a_finished_run_answers_its_result_under_the_fence_that_asks(fence: int, completed: bool) -> None:
+    reason = "" if completed else "HANDLER_FAILED"
+    assert decide(row("finished", completed=completed, reason=reason, detail="d"), fence, NOW_MS) == Answer(
+        Result("run", fence, completed, b'"v"', reason, "d", 1_000, 2_000)
+    )
+
+
+@pytest.mark.parametrize("fence", [5, 6])
+def test_a_run_that_began_and_has_no_end_has_an_unknown_outcome(fence: int) -> None:
+    found = decide(row("started"), fence, NOW_MS)
+    assert isinstance(found, Answer)
+    result = found.result
+    assert (result.fence, result.completed, result.value_json) == (fence, False, b"")
+    assert result.reason == Reason.OUTCOME_UNKNOWN.value
+    assert (result.started_at_ms, result.finished_at_ms) == (1_000, NOW_MS)
+
+
+def test_a_refused_run_stays_refused_under_its_fence_and_runs_under_a_higher_one() -> None:
+    held = row("refused", reason="BRIDGE_PAUSED", detail="by an operator")
+    assert decide(held, 5, NOW_MS) == Refuse(Reason.BRIDGE_PAUSED, "by an operator")
+    assert decide(held, 6, NOW_MS) == Execute()
+
+
+def test_only_what_may_not_be_repeated_is_recorded_before_it_begins() -> None:
+    assert starts_durably("once")
+    assert not starts_durably("idempotent")
+    assert not starts_durably("transactional")
