@@ -12,6 +12,7 @@ import pytest
 import trio
 from tests.support.edge_harness import OK, Peer, always_ok, running_edge
 
+from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.edge.http import LocalRoutes
 from fairlead.proxy.edge.settings import EdgeLimits
 from fairlead.runtime.http.message import Request, Response, json_response
@@ -551,6 +552,24 @@ async def test_local_routes_are_answered_here_and_the_connection_goes_on() -> No
         assert (answer.status, json.loads(answer.body)) == (202, {"body": "abc", "peer": "127.0.0.1"})
         assert (await client.answer()).body == b"ok"
         assert h.upstreams[0].accepted == 1
+
+
+async def test_a_defect_is_a_500_and_ends_nobody_elses_connection() -> None:
+    async def handler(request: Request) -> Response:
+        if request.path == "/api/refuse":
+            raise Refused(Reason.QUEUE_FULL, "full", 7)
+        raise RuntimeError("out of luck")
+
+    local = LocalRoutes(lambda path: path.startswith("/api/"), handler)
+    with pytest.raises(AssertionError, match="out of luck"):
+        async with running_edge(always_ok, local=local) as h:
+            client = await h.connect()
+            answer = await client.get("/api/refuse")
+            assert (answer.status, answer.headers["retry-after"]) == (429, "7")
+            answer = await client.get("/api/fail")
+            assert (answer.status, json.loads(answer.body)["reason"]) == (500, "INTERNAL_ERROR")
+            assert b"luck" not in answer.body
+            assert (await client.get("/")).body == b"ok"
 
 
 async def test_the_access_log_names_what_happened() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +27,39 @@ class TransactionMisused(Exception):
     """A handler tried to leave, end or look behind the transaction it was given."""
 
 
+class Rows:
+    """What a statement gave. Not a cursor: that could execute on its own, and outlive the transaction."""
+
+    __slots__ = ("_cursor", "_door")
+
+    def __init__(self, cursor: sqlite3.Cursor, door: Transaction) -> None:
+        self._cursor, self._door = cursor, door
+
+    @property
+    def rowcount(self) -> int:
+        return self._cursor.rowcount
+
+    @property
+    def lastrowid(self) -> int | None:
+        return self._cursor.lastrowid
+
+    @property
+    def description(self) -> Any:
+        return self._cursor.description
+
+    def fetchone(self) -> Any:
+        self._door.check_open()
+        return self._cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        self._door.check_open()
+        return self._cursor.fetchall()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._door.check_open()
+        return iter(self._cursor.fetchall())
+
+
 class Transaction:
     """The database inside `ctx.transaction`: the handler's own tables, in the inbox's transaction."""
 
@@ -36,21 +69,26 @@ class Transaction:
         self._connection = connection
         self._open = True
 
-    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+    def execute(self, sql: str, parameters: Any = ()) -> Rows:
         """One statement. Beginning or ending transactions, and the inbox's own tables, are refused."""
         self._check(sql)
-        return self._connection.execute(sql, parameters)
+        return Rows(self._connection.execute(sql, parameters), self)
 
-    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> Rows:
+        """One statement for each row of parameters."""
         self._check(sql)
-        return self._connection.executemany(sql, parameters)
+        return Rows(self._connection.executemany(sql, parameters), self)
 
     def close(self) -> None:
         self._open = False
 
-    def _check(self, sql: str) -> None:
+    def check_open(self) -> None:
+        """Raises TransactionMisused once the function has returned."""
         if not self._open:
             raise TransactionMisused("the transaction is over; use `db` only inside the function")
+
+    def _check(self, sql: str) -> None:
+        self.check_open()
         if not self._connection.in_transaction:
             self._open = False
             raise TransactionMisused("the transaction was rolled back; nothing of it remains")

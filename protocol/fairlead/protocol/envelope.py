@@ -104,11 +104,13 @@ def encode_envelope(
 
 def peek_version(raw: bytes) -> int | None:
     """The version, read before anything else is decoded; None where the bytes are no envelope at all."""
-    if len(raw) < 3 or not 0x90 <= raw[0] <= 0x9F:
+    first = raw[0] if raw else 0
+    at = 1 if 0x90 <= first <= 0x9F else 3 if first == 0xDC else 5 if first == 0xDD else 0  # array headers
+    if not at or len(raw) <= at:
         return None
-    if raw[1] == 0xCC:  # msgpack's spelling of 128 to 255
-        return raw[2]
-    return raw[1] if raw[1] <= 0x7F else None
+    if raw[at] == 0xCC:  # msgpack's spelling of 128 to 255
+        return raw[at + 1] if len(raw) > at + 1 else None
+    return raw[at] if raw[at] <= 0x7F else None
 
 
 def _plain(value: Any, depth: int) -> bool:

@@ -341,9 +341,7 @@ def test_whatever_happens_the_node_ends_with_what_the_owner_holds(steps: list[tu
         match step:
             case ("change", name, count):
                 version += 1
-                upserts = tuple(
-                    item(f"a:c{(name + each) % 12}", version, 4) for each in range(count)
-                )
+                upserts = tuple(item(f"a:c{(name + each) % 12}", version, 4) for each in range(count))
                 change = owner.plan(upserts, ())
                 assert isinstance(change, Change)
                 owner.adopt(change, "n")

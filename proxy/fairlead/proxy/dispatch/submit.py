@@ -116,12 +116,8 @@ def plan(
     deadline_ms = bounds.deadline_default_ms if asked.deadline_ms is None else asked.deadline_ms
     if not 1 <= deadline_ms <= bounds.deadline_max_ms:
         raise Refused(Reason.DEADLINE_INVALID, f"deadline_ms must be from 1 to {bounds.deadline_max_ms}")
-    key = _idempotency_key(asked, header_key, bounds)
-    payload_hash = b""
-    if key:
-        payload = (descriptor.name, asked.args, asked.target, asked.deadline_ms)
-        encoded = msgspec.json.encode(payload, order="deterministic")
-        payload_hash = hashlib.blake2b(encoded, digest_size=32).digest()
+    key = idempotency_key(asked, header_key, bounds)
+    payload_hash = payload_hash_of(asked) if key else b""
     run_id = new_id()
 
     def run(identifier: str, target: str, node: str, **more: Any) -> NewRun:
@@ -157,7 +153,15 @@ def _resolve(registry: Registry, name: str) -> Item:
     raise Refused(Reason.COMMAND_UNKNOWN, f"{name!r}")
 
 
-def _idempotency_key(asked: Submission, header_key: str | None, bounds: SubmitLimits) -> str:
+def payload_hash_of(asked: Submission) -> bytes:
+    """What makes two requests under one key the same request: everything but the key."""
+    payload = (asked.command, asked.args, asked.target, asked.deadline_ms)
+    encoded = msgspec.json.encode(payload, order="deterministic")
+    return hashlib.blake2b(encoded, digest_size=32).digest()
+
+
+def idempotency_key(asked: Submission, header_key: str | None, bounds: SubmitLimits) -> str:
+    """The key of a submission, or "". Raises Refused(IDEMPOTENCY_KEY_INVALID)."""
     if header_key is not None and header_key[:1] == '"' == header_key[-1:] and len(header_key) > 1:
         header_key = header_key[1:-1]  # the header is a structured-field string where written by the draft
     given = [key for key in (header_key, asked.idempotency_key) if key is not None]

@@ -131,7 +131,8 @@ class Exchange:
 
     def _request_bytes(self, upstream: Upstream) -> bytes:
         connection, backend = self._connection, upstream.backend
-        authority = f"{backend.host}:{backend.port}"
+        host = f"[{backend.host}]" if ":" in backend.host else backend.host
+        authority = f"{host}:{backend.port}"
         return request_bytes(
             *(self._head, connection.peer, b"http", connection.correlation_id, connection.is_trusted),
             authority,

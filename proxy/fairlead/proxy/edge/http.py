@@ -185,8 +185,15 @@ class ClientConnection:
                     await self.listener.forward(self, head)
             except Refused as refused:
                 await self.refuse(Reject(refused.reason, refused.detail), refused.retry_after_s)
+            except trio.BrokenResourceError:
+                raise
+            except Exception as error:
+                text = "".join(traceback.format_exception(error))
+                await self.refuse(Reject(Reason.INTERNAL_ERROR, "an unexpected error"), traceback=text)
             if not self.keep or self.listener.is_draining:
                 return await self._linger()
+            if self.client.buffer:
+                await trio.lowlevel.checkpoint()  # Whoever pipelines takes turns with the others.
             timeout_s = limits.http_keepalive_timeout_s
 
     # -- the client's side
@@ -266,21 +273,10 @@ class ClientConnection:
         method = head.method.decode("ascii")
         request = Request(method, path, query, headers, whole.take(), self.peer, self.correlation_id)
         self.scope.deadline = float("inf")  # The handler minds its own deadlines.
-        try:
-            response = await local.handler(request)
-            await self._send_answer(response, head.method)
-        except (Refused, trio.BrokenResourceError):
-            raise
-        except Exception as error:
-            text = "".join(traceback.format_exception(error))
-            detail = f"{method} {path} failed unexpectedly"
-            self.refused(Reject(Reason.INTERNAL_ERROR, detail), level="error", traceback=text)
-            await self._send_answer(
-                problem(Reason.INTERNAL_ERROR, "an unexpected error", self.correlation_id), head.method
-            )
+        await self._send_answer(await local.handler(request), head.method)
         return True
 
-    async def refuse(self, reject: Reject, retry_after_s: float | None = None) -> None:
+    async def refuse(self, reject: Reject, retry_after_s: float | None = None, **fields: str) -> None:
         """Count, log and tell a refusal; the connection goes on only where the next request surely begins."""
         if not self.correlation_id:
             self.correlation_id = self.listener.world.new_id()
@@ -288,7 +284,8 @@ class ClientConnection:
             self.refused(reject, level="debug")
             self.keep = False
             return
-        self.refused(reject)
+        level = "error" if reject.reason is Reason.INTERNAL_ERROR else "warning"
+        self.refused(reject, level, **fields)
         if self.has_started:
             self.client.stream.abort()
             self.phase = LINGER  # This was counted; that the client is gone now is our doing.

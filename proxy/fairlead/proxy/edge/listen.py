@@ -33,7 +33,8 @@ from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import Listener, World
 
 _EXPIRE_INTERVAL_S: Final = 1.0
-_TURNING_AWAY_MAX: Final = 256  # connections above the limit that are being told so
+_TURNING_AWAY_MAX: Final = 256  # connections that are being told why they are refused
+_TURNING_AWAY_S: Final = 1.0
 
 
 class Edge:
@@ -49,7 +50,8 @@ class Edge:
     ) -> None:
         limits = config.limits
         self._config, self._world, self._observer = config, world, observer
-        self._sessions = Sessions()
+        self._sessions = Sessions(listener.name for listener in config.listeners)
+        self._turning_away = 0
         windows = AddressWindows(
             limits.connection_per_ip_max, limits.connection_per_ip_window_s, limits.address_table_max
         )
@@ -177,7 +179,7 @@ class Edge:
             peer = stream.peer_host
             refused = self._admission.enter(peer, trio.current_time())
             if refused is not None:
-                return self._turn_away(listener, stream, peer, refused)
+                return await self._turn_away(listener, stream, peer, refused)
             session = self._sessions.open(listener.name, listener.kind, peer, self._world.wall_ms())
             try:
                 await server.serve(stream, session)
@@ -192,7 +194,9 @@ class Edge:
             task_status=task_status,
         )
 
-    def _turn_away(self, listener: ListenerConfig, stream: ByteStream, peer: str, reject: Reject) -> None:
+    async def _turn_away(
+        self, listener: ListenerConfig, stream: ByteStream, peer: str, reject: Reject
+    ) -> None:
         correlation_id = self._world.new_id()
         self._observer.refused(
             reject.reason,
@@ -208,7 +212,19 @@ class Edge:
         if reject.reason is Reason.CONNECTION_RATE_LIMIT:
             retry_after_s = self._config.limits.connection_per_ip_window_s
         response = problem(reject.reason, reject.detail, correlation_id, retry_after_s=retry_after_s)
-        turn_away(stream, answer_bytes(response, b"GET", False, correlation_id, self._world.wall_ms()))
+        answer = answer_bytes(response, b"GET", False, correlation_id, self._world.wall_ms())
+        if self._turning_away >= _TURNING_AWAY_MAX:
+            return turn_away(stream, answer)
+        self._turning_away += 1
+        try:
+            with trio.move_on_after(_TURNING_AWAY_S):
+                await stream.send_all(answer)
+                await stream.send_eof()
+                while await stream.receive_some(4096):
+                    pass  # Closing with its request unread would reset the connection and lose our answer.
+        finally:
+            self._turning_away -= 1
+            stream.close()
 
     async def _expire_pools(self) -> None:
         while True:

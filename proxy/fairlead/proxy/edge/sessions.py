@@ -5,6 +5,7 @@ Invariant: as large as admission allows connections, no larger; an entry lives a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 SHOWN_MAX: Final = 100
@@ -29,9 +30,9 @@ class Session:
 class Sessions:
     """The table."""
 
-    def __init__(self) -> None:
+    def __init__(self, listeners: Iterable[str] = ()) -> None:
         self._live: dict[int, Session] = {}
-        self._counts: dict[tuple[str, ...], float] = {}
+        self._counts: dict[tuple[str, ...], float] = {(listener,): 0 for listener in listeners}
         self._last = 0
 
     def __len__(self) -> int:

@@ -13,7 +13,16 @@ from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused, traits
 from fairlead.protocol.registry import Registry
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
-from fairlead.proxy.dispatch.submit import Planned, SubmitLimits, parse_batch, parse_one, plan
+from fairlead.proxy.dispatch.submit import (
+    Planned,
+    Submission,
+    SubmitLimits,
+    idempotency_key,
+    parse_batch,
+    parse_one,
+    payload_hash_of,
+    plan,
+)
 from fairlead.proxy.store.interface import Accepted, KeyReused, RunFilter, RunStatus, Store
 from fairlead.runtime.http.message import Request, Response, json_response
 from fairlead.runtime.observer import Observer
@@ -46,8 +55,12 @@ class DispatchApi:
         """202 with the run's id once it is durable; 200 with its end where the caller waits for it."""
         self._check_size(request)
         self._dispatcher.check_open()
-        planned = self._plan(parse_one(request.body), request.header("idempotency-key"), request, caller)
-        (outcome,) = await self._dispatcher.accept([planned])
+        asked, header_key = parse_one(request.body), request.header("idempotency-key")
+        try:
+            planned = self._plan(asked, header_key, request, caller)
+            (outcome,) = await self._dispatcher.accept([planned])
+        except Refused as refused:
+            outcome = await self._earlier(asked, header_key, refused)
         accepted = _accepted(outcome)
         wait_s = self._wait_s(request)
         headers = [("location", f"/api/runs/{accepted.run_id}")]
@@ -65,14 +78,18 @@ class DispatchApi:
         """Per-item results in the order of the items; what can be accepted is, in one transaction."""
         self._check_size(request)
         self._dispatcher.check_open()
-        slots: list[Planned | Refused] = []
+        slots: list[Planned | Accepted | KeyReused | Refused] = []
         for asked in parse_batch(request.body, self._bounds):
+            if isinstance(asked, Refused):
+                slots.append(asked)
+                continue
             try:
-                slots.append(
-                    asked if isinstance(asked, Refused) else self._plan(asked, None, request, caller)
-                )
+                slots.append(self._plan(asked, None, request, caller))
             except Refused as refused:
-                slots.append(refused)
+                try:
+                    slots.append(await self._earlier(asked, None, refused))
+                except Refused as final:
+                    slots.append(final)
         planned = [slot for slot in slots if isinstance(slot, Planned)]
         outcomes = iter(await self._dispatcher.accept(planned) if planned else [])
         items: list[dict[str, Any]] = []
@@ -80,7 +97,7 @@ class DispatchApi:
             try:
                 if isinstance(slot, Refused):
                     raise slot
-                accepted = _accepted(next(outcomes))
+                accepted = _accepted(next(outcomes) if isinstance(slot, Planned) else slot)
             except Refused as refused:
                 self._observer.refused(
                     refused.reason, refused.detail, correlation_id=request.correlation_id, level="info"
@@ -127,6 +144,19 @@ class DispatchApi:
             asked, header_key, self._registry(), self._node_ids(), self._dispatcher.fleet.offering, caller,
             request.correlation_id, self._bounds, self._world.new_id, self._world.wall_ms(),
         )  # fmt: skip
+
+    async def _earlier(
+        self, asked: Submission, header_key: str | None, refused: Refused
+    ) -> Accepted | KeyReused:
+        """A request that was accepted before stays accepted, whatever would be said to it now: its caller
+        repeats it because it never heard the answer. Raises `refused` where it is a new one."""
+        key = idempotency_key(asked, header_key, self._bounds)
+        if not key:
+            raise refused
+        earlier = await self._store.find_key(asked.tenant, key, payload_hash_of(asked))
+        if earlier is None:
+            raise refused
+        return earlier
 
     def _check_size(self, request: Request) -> None:
         if len(request.body) > self._body_bytes_max:

@@ -184,6 +184,9 @@ class Store(Protocol):
 
     async def accept(self, runs: Sequence[NewRun]) -> list[Accepted | KeyReused]: ...
 
+    async def find_key(self, tenant: str, key: str, payload_hash: bytes) -> Accepted | KeyReused | None:
+        """What an idempotency key stands for, if anything."""
+
     async def claim(
         self,
         node_id: str,

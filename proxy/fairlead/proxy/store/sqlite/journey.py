@@ -50,18 +50,24 @@ def accept(db: sqlite3.Connection, runs: Sequence[NewRun]) -> list[Accepted | Ke
     return outcomes
 
 
+def find_key(
+    db: sqlite3.Connection, tenant: str, key: str, payload_hash: bytes, our_run_id: str
+) -> Accepted | KeyReused | None:
+    row = db.execute(
+        "SELECT payload_hash, run_id FROM idempotency WHERE tenant = ? AND key = ?", (tenant, key)
+    ).fetchone()
+    if row is None:
+        return None
+    if row[0] != payload_hash:
+        return KeyReused(row[1])
+    status = db.execute("SELECT status FROM runs WHERE run_id = ?", (row[1],)).fetchone()
+    return Accepted(row[1], RunStatus(status[0]), replayed=row[1] != our_run_id)
+
+
 def _known(db: sqlite3.Connection, run: NewRun) -> Accepted | KeyReused | None:
-    if run.idempotency_key:
-        row = db.execute(
-            "SELECT payload_hash, run_id FROM idempotency WHERE tenant = ? AND key = ?",
-            (run.tenant, run.idempotency_key),
-        ).fetchone()
-        if row is not None:
-            if row[0] != run.payload_hash:
-                return KeyReused(row[1])
-            status = db.execute("SELECT status FROM runs WHERE run_id = ?", (row[1],)).fetchone()
-            return Accepted(row[1], RunStatus(status[0]), replayed=row[1] != run.run_id)
-    return None
+    if not run.idempotency_key:
+        return None
+    return find_key(db, run.tenant, run.idempotency_key, run.payload_hash, run.run_id)
 
 
 def _insert_family(db: sqlite3.Connection, run: NewRun) -> RunStatus:

@@ -33,6 +33,9 @@ class SqliteStore:
     async def accept(self, runs: Sequence[NewRun]) -> list[Accepted | KeyReused]:
         return await self._writer.submit(lambda db: journey.accept(db, runs))
 
+    async def find_key(self, tenant: str, key: str, payload_hash: bytes) -> Accepted | KeyReused | None:
+        return await self._writer.submit(lambda db: journey.find_key(db, tenant, key, payload_hash, ""))
+
     async def claim(
         self,
         node_id: str,

@@ -1,0 +1,227 @@
+"""From a request's body to a run that may be accepted, or every reason why not."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from fairlead.protocol.messages import Identity
+from fairlead.protocol.reasons import Reason, Refused
+from fairlead.protocol.registry import Descriptor, Registry, build, canonical_item
+from fairlead.protocol.schema import Parameter
+from fairlead.proxy.dispatch.submit import (
+    Planned,
+    Submission,
+    SubmitLimits,
+    parse_batch,
+    parse_one,
+    plan,
+)
+
+NOW_MS = 1_000_000
+BOUNDS = SubmitLimits(1_000, 5, 30_000, 600_000, True)
+IDENTITY = Identity("ops", "operator", ("admin",), ("dispatch",), "default")
+
+
+def registry() -> Registry:
+    items = [
+        canonical_item(Descriptor("a:add", 1, ("plus",), parameters=(Parameter("n", "integer"),), effect="idempotent",
+                                  timeout_ms=7_000)),
+        canonical_item(Descriptor("a:ping")),
+        canonical_item(Descriptor("b:ping")),
+    ]  # fmt: skip
+    found = build("fleet", 1, 1, {each.descriptor.name: each for each in items})
+    assert isinstance(found, Registry)
+    return found
+
+
+def planned(header_key: str | None = None, bounds: SubmitLimits = BOUNDS, **asked: Any) -> Planned:
+    ids = (f"id-{number}" for number in itertools.count(1))
+    offering = {"a:add": ["n1", "n2"], "a:ping": []}
+    return plan(
+        Submission(**{"command": "a:add", "args": {"n": 1}, **asked}), header_key, registry(), ("n1", "n2", "n3"),
+        lambda command: offering.get(command, []), IDENTITY, "corr", bounds, lambda: next(ids), NOW_MS,
+    )  # fmt: skip
+
+
+def refusal(**asked: Any) -> Refused:
+    with pytest.raises(Refused) as caught:
+        planned(**asked)
+    return caught.value
+
+
+# -- bodies
+
+
+def test_a_body_says_what_it_wants_and_the_rest_has_defaults() -> None:
+    assert parse_one(b'{"command": "a:b"}') == Submission("a:b", {}, "any", "default", None, None)
+    assert parse_one(b'{"command":"a:b","args":{"x":[1]},"target":"n1","tenant":"t","idempotency_key":"k","deadline_ms":5}') == (
+        Submission("a:b", {"x": [1]}, "n1", "t", "k", 5)
+    )  # fmt: skip
+
+
+_BAD_BODIES = [
+    b"", b"null", b"[]", b"{}", b'"a:b"', b'{"command": 1}', b'{"command": null}', b'{"command": "a:b", "args": []}',
+    b'{"command": "a:b", "args": null}', b'{"command": "a:b", "target": 1}', b'{"command": "a:b", "arg": {}}',
+    b'{"command": "a:b", "deadline_ms": 1.5}', b'{"command": "a:b", "deadline_ms": true}',
+    b'{"command": "a:b", "deadline_ms": "5"}', b'{"command": "a:b"} {}', b'{"command": "a:b"', b"\xff\xfe",
+    b'{"command": "\xff"}', b'{"command": "\\ud800"}', b'{"command": "a:b", "args": {"x": NaN}}',
+    b'{"command": "a:b", "args": ' + b'{"x":' * 5_000 + b"1" + b"}" * 5_001,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", _BAD_BODIES, ids=lambda body: repr(body[:40]))
+def test_any_other_body_is_malformed_and_says_where(body: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_one(body)
+    assert caught.value.reason is Reason.BODY_MALFORMED
+    assert caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "body", [b'[{"command":"a:b"},{"command":"a:c"}]', b'{"items":[{"command":"a:b"},{"command":"a:c"}]}']
+)
+def test_a_batch_is_an_array_or_an_object_with_items(body: bytes) -> None:
+    assert parse_batch(body, BOUNDS) == [Submission("a:b"), Submission("a:c")]
+
+
+def test_each_item_of_a_batch_is_judged_by_itself() -> None:
+    found = parse_batch(b'[{"command":"a:b"}, {"command":1}, 7, {"command":"a:c"}]', BOUNDS)
+    assert [type(each).__name__ for each in found] == ["Submission", "Refused", "Refused", "Submission"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"[]", Reason.BODY_MALFORMED),
+        (b'{"items":[]}', Reason.BODY_MALFORMED),
+        (b'{"items":[{"command":"a:b"}],"more":[]}', Reason.BODY_MALFORMED),
+        (b'{"item":[{"command":"a:b"}]}', Reason.BODY_MALFORMED),
+        (b"7", Reason.BODY_MALFORMED),
+        (b"", Reason.BODY_MALFORMED),
+        (b"\xff", Reason.BODY_MALFORMED),
+        (b"[" + b",".join([b'{"command":"a:b"}'] * 6) + b"]", Reason.BATCH_TOO_LARGE),
+    ],
+)
+def test_a_batch_refused_as_a_whole(body: bytes, reason: Reason) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_batch(body, BOUNDS)
+    assert caught.value.reason is reason
+
+
+# -- plans
+
+
+def test_a_plan_for_anybody() -> None:
+    run = planned().run
+    assert (run.run_id, run.command, run.effect, run.timeout_ms) == ("id-1", "a:add", "idempotent", 7_000)
+    assert (run.target, run.target_node, run.children, run.parent_id) == ("any", "", (), "")
+    assert (run.accepted_at_ms, run.deadline_at_ms) == (NOW_MS, NOW_MS + 30_000)
+    assert (run.tenant, run.correlation_id, run.idempotency_key) == ("default", "corr", "")
+    assert msgspec.json.decode(run.args_json) == {"n": 1}
+    assert msgspec.json.decode(run.identity_json, type=Identity) == IDENTITY
+
+
+def test_a_plan_for_a_node() -> None:
+    run = planned(target="n3").run
+    assert (run.target, run.target_node) == ("n3", "n3")
+
+
+def test_a_plan_for_all_has_one_child_for_each_node_that_offers_it() -> None:
+    run = planned(target="all", idempotency_key="k").run
+    assert (run.target, run.target_node, run.idempotency_key) == ("all", "", "k")
+    assert [(each.run_id, each.parent_id, each.target_node) for each in run.children] == [
+        ("id-2", "id-1", "n1"),
+        ("id-3", "id-1", "n2"),
+    ]
+    assert all(each.idempotency_key == "" for each in run.children)
+    assert all(each.deadline_at_ms == run.deadline_at_ms for each in run.children)
+
+
+def test_short_names_and_aliases_are_resolved_to_the_full_name() -> None:
+    for name in ("add", "plus", "a:add"):
+        assert planned(command=name).run.command == "a:add"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason", "says"),
+    [
+        ({"command": "a:nothing"}, Reason.COMMAND_UNKNOWN, "a:nothing"),
+        ({"command": ""}, Reason.COMMAND_UNKNOWN, ""),
+        ({"command": "ping", "args": {}}, Reason.COMMAND_UNKNOWN, "a:ping, b:ping"),
+        ({"args": {}}, Reason.ARGUMENTS_INVALID, "n: missing"),
+        ({"args": {"n": "1", "m": 2}}, Reason.ARGUMENTS_INVALID, "m: unknown"),
+        ({"args": {"n": 1.0}}, Reason.ARGUMENTS_INVALID, "integer"),
+        ({"args": {"n": 1, "pad": "x" * 2_000}}, Reason.BODY_TOO_LARGE, "at most 1000"),
+        ({"target": "n9"}, Reason.TARGET_UNKNOWN, "n9"),
+        ({"target": ""}, Reason.TARGET_INVALID, "any"),
+        ({"target": "session:7"}, Reason.TARGET_INVALID, "session:7"),
+        ({"target": "zone=a"}, Reason.TARGET_INVALID, "zone=a"),
+        ({"target": "all", "command": "b:ping", "args": {}}, Reason.TARGET_UNKNOWN, "b:ping"),
+        ({"deadline_ms": 0}, Reason.DEADLINE_INVALID, "600000"),
+        ({"deadline_ms": -1}, Reason.DEADLINE_INVALID, "600000"),
+        ({"deadline_ms": 600_001}, Reason.DEADLINE_INVALID, "600000"),
+        ({"tenant": ""}, Reason.BODY_MALFORMED, "tenant"),
+        ({"tenant": "a b"}, Reason.BODY_MALFORMED, "tenant"),
+        ({"tenant": "x" * 65}, Reason.BODY_MALFORMED, "tenant"),
+        ({"idempotency_key": ""}, Reason.IDEMPOTENCY_KEY_INVALID, "200"),
+        ({"idempotency_key": "x" * 201}, Reason.IDEMPOTENCY_KEY_INVALID, "200"),
+        ({"idempotency_key": "a b"}, Reason.IDEMPOTENCY_KEY_INVALID, "visible"),
+        ({"idempotency_key": "é"}, Reason.IDEMPOTENCY_KEY_INVALID, "ASCII"),
+        ({"idempotency_key": "k\n"}, Reason.IDEMPOTENCY_KEY_INVALID, "visible"),
+        ({"idempotency_key": "a", "header_key": "b"}, Reason.IDEMPOTENCY_KEY_INVALID, "different"),
+        ({"header_key": ""}, Reason.IDEMPOTENCY_KEY_INVALID, "200"),
+        ({"header_key": '""'}, Reason.IDEMPOTENCY_KEY_INVALID, "200"),
+    ],
+    ids=str,
+)
+def test_each_refusal_has_its_reason_and_says_what_to_change(
+    asked: dict[str, Any], reason: Reason, says: str
+) -> None:
+    refused = refusal(**asked)
+    assert refused.reason is reason
+    assert says in refused.detail
+
+
+def test_idempotency_may_be_turned_off() -> None:
+    off = SubmitLimits(1_000, 5, 30_000, 600_000, False)
+    assert refusal(idempotency_key="k", bounds=off).reason is Reason.IDEMPOTENCY_KEY_INVALID
+    assert planned(bounds=off).run.idempotency_key == ""
+
+
+@pytest.mark.parametrize(
+    ("header", "body"), [("k-1", None), (None, "k-1"), ("k-1", "k-1"), ('"k-1"', None), ('"k-1"', "k-1")]
+)
+def test_a_key_from_the_header_or_the_body(header: str | None, body: str | None) -> None:
+    assert planned(header, idempotency_key=body).run.idempotency_key == "k-1"
+
+
+def test_the_payload_hash_is_of_what_was_asked_and_of_nothing_else() -> None:
+    """A retry under the same key must be recognised, whatever differs between two sendings of one request."""
+
+    def digest(**asked: Any) -> bytes:
+        return planned(**{"idempotency_key": "k", **asked}).run.payload_hash
+
+    assert digest() == digest()
+    assert digest(command="plus") == digest(command="a:add")
+    different = [digest(), digest(args={"n": 2}), digest(target="n1"), digest(deadline_ms=5_000)]
+    assert len(set(different)) == 4
+    assert planned().run.payload_hash == b""
+
+
+def test_the_order_of_arguments_is_no_difference() -> None:
+    takes = (Parameter("x", "any"), Parameter("y", "any"))
+    item = canonical_item(Descriptor("a:two", parameters=takes))
+    whole = build("fleet", 1, 1, {"a:two": item})
+    assert isinstance(whole, Registry)
+
+    def digest(args: dict[str, Any]) -> bytes:
+        asked = Submission("a:two", args, idempotency_key="k")
+        return plan(
+            asked, None, whole, (), lambda _: [], IDENTITY, "", BOUNDS, lambda: "id", NOW_MS
+        ).run.payload_hash  # fmt: skip
+
+    assert digest({"x": 1, "y": {"a": 1, "b": 2}}) == digest({"y": {"b": 2, "a": 1}, "x": 1})
