@@ -445,7 +445,11 @@ def to_toml(data: Mapping[str, Any]) -> str:
             tables += ["", f"[{name}]", *(f"{key} = {json.dumps(inner)}" for key, inner in value.items())]
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             for each in value:
-                tables += ["", f"[[{name}]]", *(f"{key} = {json.dumps(inner)}" for key, inner in each.items())]
+                tables += [
+                    "",
+                    f"[[{name}]]",
+                    *(f"{key} = {json.dumps(inner)}" for key, inner in each.items()),
+                ]
         elif not (isinstance(value, list) and not value):
             plain.append(f"{name} = {json.dumps(value)}")
     return "\n".join([*plain, *tables, ""])

@@ -295,7 +295,10 @@ class RawProxy:
             buffer += data
         key = node_key(self._secret, self._node_id)
         handshake = Handshake(
-            initiator=False, prologue=bytes(buffer[:clear]), psk=psk or key.psk, ephemeral_private=os.urandom(32)
+            initiator=False,
+            prologue=bytes(buffer[:clear]),
+            psk=psk or key.psk,
+            ephemeral_private=os.urandom(32),
         )
         link = RawLink(sock, proxy_id, self._node_id)
         if psk is None:
@@ -335,7 +338,9 @@ def welcome(**more: Any) -> m.Welcome:
     return m.Welcome(**given)
 
 
-def position(generation: int, items: Sequence[Item] = (), *, fleet: str = "fleet", epoch: int = 1) -> Position:
+def position(
+    generation: int, items: Sequence[Item] = (), *, fleet: str = "fleet", epoch: int = 1
+) -> Position:
     """The true position of these items."""
     return Position(fleet, epoch, generation, registry_digest(items))
 

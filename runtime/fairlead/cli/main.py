@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("file")
     config.set_defaults(run=_check_config)
     codes = checks.add_parser("reason-codes", help="print the table of reasons")
+    codes.add_argument("--markdown", action="store_true", help="as docs/reasons.md")
     codes.set_defaults(run=_reason_codes)
 
     from fairlead.cli import ctl, secrets
@@ -86,8 +87,12 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _reason_codes(options: argparse.Namespace) -> int:
+    from fairlead.cli.reasons_page import markdown
     from fairlead.protocol.reasons import TRAITS
 
+    if options.markdown:
+        print(markdown(), end="")
+        return EXIT_STOPPED
     for reason, row in TRAITS.items():
         print(f"{reason.value:36} {row.family.value:10} {row.response.value:10} {row.status}  {row.title}")
     return EXIT_STOPPED

@@ -119,12 +119,6 @@ def test_of_two_versions_in_one_announcement_the_higher_one_stands() -> None:
     assert owner.registry.items["a:x"].descriptor.version == 2
 
 
-def test_a_node_offers_only_what_stands() -> None:
-    """`accepted` becomes the node's offers: a version that another one in the same breath replaced is none."""
-    found = announce(fresh(), item("a:x", 1), item("a:x", 2))
-    assert [each.descriptor.version for each in found.accepted] == [2]
-
-
 def test_a_registry_that_would_grow_too_large_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     owner = fresh(item("a:x"))
     monkeypatch.setattr(protocol_registry, "REGISTRY_COMMANDS_MAX", 2)

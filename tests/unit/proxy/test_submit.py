@@ -58,9 +58,10 @@ def refusal(**asked: Any) -> Refused:
 
 def test_a_body_says_what_it_wants_and_the_rest_has_defaults() -> None:
     assert parse_one(b'{"command": "a:b"}') == Submission("a:b", {}, "any", "default", None, None)
-    assert parse_one(b'{"command":"a:b","args":{"x":[1]},"target":"n1","tenant":"t","idempotency_key":"k","deadline_ms":5}') == (
-        Submission("a:b", {"x": [1]}, "n1", "t", "k", 5)
-    )  # fmt: skip
+    whole = (
+        b'{"command":"a:b","args":{"x":[1]},"target":"n1","tenant":"t","idempotency_key":"k","deadline_ms":5}'
+    )
+    assert parse_one(whole) == Submission("a:b", {"x": [1]}, "n1", "t", "k", 5)
 
 
 _BAD_BODIES = [

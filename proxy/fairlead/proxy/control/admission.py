@@ -70,8 +70,8 @@ class FirstMessages:
 class KeyRing:
     """The proxy's keys: current and, during an overlap, previous; epochs raised by revocation."""
 
-    secret: bytes
-    previous: bytes | None = None
+    secret: bytes = field(repr=False)
+    previous: bytes | None = field(default=None, repr=False)
     previous_expires_at_ms: int = 0
     epochs: dict[tuple[int, str], int] = field(default_factory=dict)
     listed: Callable[[Role, str], bool] = lambda role, identity: True

@@ -73,8 +73,10 @@ class NodeSync:
 
     def nacked(self, message: RegistryNack, owner: RegistryOwner, now_ms: int) -> list[Message]:
         offered = message.offered
+        # What was really sent counts: a node that names another position must not be sent this one for ever.
+        refused = self.sent if self.sent is not None else offered
         self.held, self.sent = message.held, None
-        self._refused_generation = (offered.epoch, offered.generation)
+        self._refused_generation = (refused.epoch, refused.generation)
         self.nack = Nack(
             offered.generation, parse_reason(message.reason), message.command, message.detail, now_ms
         )

@@ -136,7 +136,7 @@ def plan(
         whole = run(run_id, ALL, "", children=children, idempotency_key=key, payload_hash=payload_hash)
         return Planned(whole, item)
     node = "" if asked.target == ANY else asked.target
-    if node and node not in node_ids:
+    if asked.target != ANY and node not in node_ids:
         if ":" in node or "=" in node or not node:
             raise Refused(Reason.TARGET_INVALID, f"{asked.target!r}: use a node id, `any` or `all`")
         raise Refused(Reason.TARGET_UNKNOWN, f"no node {node!r}")

@@ -13,7 +13,7 @@ h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:2rem 0 .4rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.3rem .6rem;
 border-bottom:1px solid var(--line)}
-th{font-weight:600;opacity:.7}td.n{text-align:right;font-variant-numeric:tabular-nums}
+th{font-weight:600;opacity:.7}td.n{font-variant-numeric:tabular-nums}
 .b{display:inline-block;padding:.05rem .5rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.8rem}
 .ok{background:var(--ok)}.warn{background:var(--warn)}.bad{background:var(--bad)}small{opacity:.65}
 """
@@ -32,10 +32,7 @@ def render(status: dict[str, Any]) -> str:
         f"<small>{escape(status['software'])} &middot; {escape(status['proxy_id'])} &middot; up "
         f"{status['uptime_s']} s &middot; registry generation {registry['generation']} with "
         f"{registry['commands']} commands, digest {escape(registry['digest'][:12])}</small>",
-        _section("Checks", ("check", "state", "reason", "detail"), (
-            (name, _badge(check["state"]), check["reason"], check["detail"])
-            for name, check in health["checks"].items()
-        )),
+        _checks(health["checks"]),
         _section("Nodes", (
             "node", "state", "registry", "lag", "running", "waiting", "capacity", "skew ms", "key", "offers", "why"
         ), (_node_row(node) for node in status["nodes"])),
@@ -56,6 +53,18 @@ def render(status: dict[str, Any]) -> str:
     return "".join(parts)
 
 
+def _checks(checks: dict[str, dict[str, Any]]) -> str:
+    """All checks in a line; a table only for those that have something to say."""
+    line = " ".join(_badge(name, check["state"]) for name, check in checks.items())
+    rows = [
+        (name, _badge(check["state"]), check["reason"], check["detail"])
+        for name, check in checks.items()
+        if check["state"] != "ok"
+    ]
+    table = _section("What is wrong", ("check", "state", "reason", "detail"), rows) if rows else ""
+    return f"<p>{line}</p>{table}"
+
+
 def _node_row(node: dict[str, Any]) -> Sequence[object]:
     registry, queue = node["registry"], node["queue"]
     state = node["state"] + (" paused" if node["paused"] else "")
@@ -74,8 +83,9 @@ class _Html(str):
     """Text that is markup already."""
 
 
-def _badge(text: str) -> _Html:
-    kind = "ok" if text in _GOOD else "bad" if text in _BAD else "warn"
+def _badge(text: str, state: str = "") -> _Html:
+    judged = state or text
+    kind = "ok" if judged in _GOOD else "bad" if judged in _BAD else "warn"
     return _Html(f'<span class="b {kind}">{escape(text)}</span>')
 
 

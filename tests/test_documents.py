@@ -1,0 +1,51 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fairlead.cli.reasons_page import markdown
+from fairlead.protocol import limits
+from fairlead.proxy.ops.endpoints import ENDPOINTS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_of_reasons_is_generated_from_the_table() -> None:
+    assert (ROOT / "docs/reasons.md").read_text() == markdown(), (
+        "run: .venv/bin/fairlead check reason-codes --markdown > docs/reasons.md"
+    )
+
+
+def test_every_link_and_path_in_the_documents_exists() -> None:
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{path.name} links to {target}"
+    for path in (ROOT / "SECURITY.md", ROOT / "ARCHITECTURE.md"):
+        for target in re.findall(r"`(tests/[\w/.]+|protocol/[\w/]+\.py)`", path.read_text()):
+            here = (ROOT / target, ROOT / "protocol/fairlead" / target)
+            assert any(each.exists() for each in here), f"{path.name} names {target}"
+
+
+def test_files_named_on_the_journeys_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## Code map")[0]
+    roots = [ROOT / f"{each}/fairlead/{each}" for each in ("proxy", "backend", "protocol", "runtime")]
+    for name in re.findall(r"`((?:edge|control|dispatch|ops|store|backend|protocol|runtime)/\w*)`", text):
+        part, _, file = name.partition("/")
+        found = [root / name for root in roots] + [root / file for root in roots if root.name == part]
+        assert any(each.with_suffix(".py").exists() or each.is_dir() for each in found), name
+
+
+def test_the_curl_lines_of_the_readme_name_endpoints_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    known = {endpoint.path for endpoint in ENDPOINTS}
+    for path in re.findall(r"127\.0\.0\.1:9100(/[\w/-]+)", text):
+        assert path in known, path
+
+
+def test_protocol_document_states_the_limits_in_force() -> None:
+    text = (ROOT / "docs/protocol.md").read_text()
+    assert f"{limits.REKEY_FRAMES:,} frames or ten minutes" in text
+    assert limits.REKEY_INTERVAL_MS == 600_000
