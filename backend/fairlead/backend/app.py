@@ -50,10 +50,19 @@ class NodeProcess:
     """A whole node, built but not started. `run` it once."""
 
     def __init__(
-        self, config: NodeConfig, handlers: Node, world: World, observer: Observer, environ: Mapping[str, str]
+        self,
+        config: NodeConfig,
+        handlers: Node,
+        world: World,
+        observer: Observer,
+        environ: Mapping[str, str],
+        *,
+        forget_registry: bool = False,
     ) -> None:
+        """`forget_registry`: start as if no registry had ever been held; the inbox keeps everything else."""
         self.config, self._handlers, self._world, self._observer = config, handlers, world, observer
         self._service = ServiceManager(world, environ)
+        self._forget_registry = forget_registry
         self.links: list[ProxyLink] = []
 
     async def run(
@@ -70,7 +79,7 @@ class NodeProcess:
     async def _run(self, inbox: Inbox, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         config, world, observer = self.config, self._world, self._observer
         incarnation = await inbox.incarnation(world.new_id())
-        mirror = Mirror(await _load_registry(inbox))
+        mirror = Mirror(None if self._forget_registry else await _load_registry(inbox))
         executor = Executor(
             world, inbox, self._handlers.handlers, mirror, observer, self._report, node_id=config.server_id,
             concurrent_max=config.worker.max_concurrent_tasks, queue_max=config.worker.max_queue_size,
@@ -185,7 +194,7 @@ class NodeProcess:
             ) from error
 
     async def _drain(self, executor: Executor) -> None:
-        executor.switches.draining = True
+        executor.switches.stopping = True
         self._observer.log.info("node_draining", running=executor.running, waiting=executor.waiting)
         self._service.say("STOPPING=1")
         for link in self.links:

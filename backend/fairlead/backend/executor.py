@@ -46,7 +46,12 @@ class Switches:
     """What operators and shutdown decided; read at every intake."""
 
     paused: bool = False
-    draining: bool = False
+    drained: bool = False  # by an operator, through the proxy
+    stopping: bool = False  # this process ends
+
+    @property
+    def draining(self) -> bool:
+        return self.drained or self.stopping
 
 
 class Executor:

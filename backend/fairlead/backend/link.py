@@ -107,10 +107,17 @@ class ProxyLink:
             began = trio.current_time()
             ended = await self._once()
             self.last_end = ended
-            self._observer.refused(ended.reason, ended.detail, proxy=f"{self.host}:{self.port}")
+            self._say_ended(ended)
             if trio.current_time() - began >= LINK_HELD_S:
                 backoff.reset()
             await trio.sleep(backoff.next_s(self._world.random_unit()))
+
+    def _say_ended(self, ended: Reject) -> None:
+        where = f"{self.host}:{self.port}"
+        if ended.reason is Reason.LINK_CLOSED:  # as somebody intended: nothing was refused
+            self._observer.log.info("link_ended", proxy=where, reason=ended.reason, detail=ended.detail)
+        else:
+            self._observer.refused(ended.reason, ended.detail, proxy=where)
 
     async def _once(self) -> Reject:
         try:
@@ -201,7 +208,7 @@ class ProxyLink:
                 await self._on_welcome(message)
             case m.NodeControl(paused, draining):
                 self._executor.switches.paused = paused
-                self._executor.switches.draining = draining
+                self._executor.switches.drained = draining
                 self._observer.log.info("node_control", paused=paused, draining=draining)
             case m.RegistryUpToDate():
                 await self._perform(self._mirror.up_to_date(message))
@@ -227,7 +234,7 @@ class ProxyLink:
         self._welcome = welcome
         self.connected_since_ms = self._world.wall_ms()
         self._executor.switches.paused = welcome.paused
-        self._executor.switches.draining = self._executor.switches.draining or welcome.draining
+        self._executor.switches.drained = welcome.draining
         self._send_beat()
         for result, refused in await self._inbox.unacked():
             if refused:

@@ -297,7 +297,7 @@ TRAITS: dict[Reason, Traits] = {
         "A restored or outdated proxy speaks. After a restore, raise the epoch; never lower a generation."),
     Reason.REGISTRY_WRONG_FLEET: _row(
         _F.REGISTRY, _B, 409, "the registry of another fleet",
-        "The node dialled another fleet's proxy. Correct `proxies`, or clear the node's state on purpose."),
+        "The node dialled another fleet's proxy. Correct `proxies`; if the move is meant, start the node once with --forget-registry."),
     Reason.REGISTRY_DIGEST_MISMATCH: _row(
         _F.REGISTRY, _R, 409, "the digest after applying differs from the one announced",
         "The node keeps its last good registry and asks for a snapshot."),

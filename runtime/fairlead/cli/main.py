@@ -40,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     node.add_argument(
         "--handlers", default="", metavar="PACKAGE.MODULE:NODE", help="overrides the configuration's"
     )
+    node.add_argument(
+        "--forget-registry",
+        action="store_true",
+        help="after moving to another fleet: start without a registry",
+    )
     node.set_defaults(run=_node)
 
     demo = verbs.add_parser("demo", help="run a proxy, two nodes and a sample app on loopback")
@@ -71,7 +76,7 @@ def _proxy(options: argparse.Namespace) -> int:
 def _node(options: argparse.Namespace) -> int:
     from fairlead.cli.serve import run_node
 
-    return run_node(options.config, options.handlers, os.environ)
+    return run_node(options.config, options.handlers, os.environ, options.forget_registry)
 
 
 def _demo(options: argparse.Namespace) -> int:

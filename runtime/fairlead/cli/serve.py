@@ -52,7 +52,7 @@ def run_proxy(path: str, environ: Mapping[str, str]) -> int:
     return _run(serve, log, lambda: _reload_log(path, environ, log, load_proxy_config))
 
 
-def run_node(path: str, handlers: str, environ: Mapping[str, str]) -> int:
+def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_registry: bool = False) -> int:
     """`fairlead node --config FILE [--handlers MODULE:NODE]`."""
     try:
         config = load_node_config(path, environ)
@@ -74,7 +74,7 @@ def run_node(path: str, handlers: str, environ: Mapping[str, str]) -> int:
     observer = Observer(log, Metrics(), world.wall_ms)
 
     async def serve(stop: trio.Event) -> None:
-        process = NodeProcess(config, node, world, observer, environ)
+        process = NodeProcess(config, node, world, observer, environ, forget_registry=forget_registry)
         settle_memory()
         await process.run(stop)
 

@@ -176,7 +176,12 @@ class Control:
         del self.links[link.node_id]
         goodbye = ended.reason is Reason.LINK_CLOSED
         self.nodes.record(link.node_id).lost(ended.reason, ended.detail, goodbye, trio.current_time())
-        self.observer.refused(ended.reason, ended.detail, node=link.node_id, peer=link.address)
+        if goodbye:
+            self.observer.log.info(
+                "link_closed", node=link.node_id, peer=link.address, detail=ended.detail
+            )
+        else:
+            self.observer.refused(ended.reason, ended.detail, node=link.node_id, peer=link.address)
         self._dispatch.node_lost(link)
 
     def _on_beat(self, link: NodeLink, record: NodeRecord, beat: m.Heartbeat) -> None:

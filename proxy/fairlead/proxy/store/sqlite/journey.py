@@ -27,7 +27,7 @@ _ATTEMPT_COLUMNS = (
     "run_id, fence, node_id, incarnation, tenant, command, effect, args_json, identity_json, correlation_id, "
     "accepted_at_ms, deadline_at_ms, timeout_ms, target_node"
 )
-_TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "EXPIRED")
+SWEEP_MAX = 1_000
 
 
 def accept(db: sqlite3.Connection, runs: Sequence[NewRun]) -> list[Accepted | KeyReused]:
@@ -244,11 +244,17 @@ def renew(db: sqlite3.Connection, node_id: str, runs: Sequence[tuple[str, int]],
 
 def sweep(db: sqlite3.Connection, now_ms: int, grace_ms: int) -> list[Ended]:
     ended: list[Ended] = []
-    rows = db.execute(
-        "SELECT run_id, parent_id, status, effect, node_id, fence FROM runs"
-        " WHERE status IN ('PENDING', 'RUNNING') AND deadline_at_ms <= ? AND children_open = 0 LIMIT 1000",
-        (now_ms,),
-    ).fetchall()
+    # Two ranges, so that many that wait for their grace do not hide those that are due.
+    rows = [
+        row
+        for state, before_ms in (("PENDING", now_ms), ("RUNNING", now_ms - grace_ms))
+        for row in db.execute(
+            "SELECT run_id, parent_id, status, effect, node_id, fence FROM runs"
+            f" WHERE status IN ('PENDING', 'RUNNING') AND status = '{state}' AND deadline_at_ms <= ?"
+            " AND children_open = 0 ORDER BY deadline_at_ms LIMIT ?",
+            (before_ms, SWEEP_MAX),
+        ).fetchall()
+    ]
     for run_id, parent_id, status, effect, node_id, fence in rows:
         if status == "PENDING":
             # A refused delivery is one that durably did not start; any other may have.
@@ -261,11 +267,6 @@ def sweep(db: sqlite3.Connection, now_ms: int, grace_ms: int) -> list[Ended]:
             else:
                 end, detail = RunStatus.EXPIRED, "no node took it in time"
         else:
-            overdue = db.execute(
-                "SELECT 1 FROM runs WHERE run_id = ? AND deadline_at_ms <= ?", (run_id, now_ms - grace_ms)
-            ).fetchone()
-            if overdue is None:
-                continue
             end = RunStatus.FAILED
             unknown = effect != "idempotent"
             reason = Reason.OUTCOME_UNKNOWN if unknown else Reason.DEADLINE_EXCEEDED
