@@ -496,7 +496,11 @@ def pause(engine: Engine) -> None:
 
 
 def drain(engine: Engine) -> None:
-    engine.executor.switches.draining = True
+    engine.executor.switches.drained = True
+
+
+def stop(engine: Engine) -> None:
+    engine.executor.switches.stopping = True
 
 
 def unsynchronize(engine: Engine) -> None:
@@ -510,12 +514,13 @@ def lose_registry(engine: Engine) -> None:
 
 
 def lose_handler(engine: Engine) -> None:
-    engine.executor._handlers.clear()
+    engine.executor._handlers = {}
 
 
 _REFUSALS: dict[str, tuple[Callable[[Engine], None], dict[str, Any], Reason]] = {
     "paused": (pause, {}, Reason.BRIDGE_PAUSED),
-    "draining": (drain, {}, Reason.NODE_DRAINING),
+    "drained by an operator": (drain, {}, Reason.NODE_DRAINING),
+    "stopping": (stop, {}, Reason.NODE_DRAINING),
     "not synchronized": (unsynchronize, {}, Reason.REGISTRY_NOT_SYNCHRONIZED),
     "not in the registry": (lose_registry, {}, Reason.DESCRIPTOR_MISMATCH),
     "another digest": (lambda _: None, {"descriptor_digest": bytes(32)}, Reason.DESCRIPTOR_MISMATCH),
@@ -649,22 +654,21 @@ async def test_a_plain_once_that_takes_too_long_has_an_unknown_outcome(path: Pat
 async def test_what_is_reported_is_what_is_stored(path: Path) -> None:
     """A thread's transaction that was in the writer's queue when the handler timed out commits effect and
     result; the proxy must hear of that result, not of the timeout."""
-    submitted = trio.Event()
+    gate = trio.Event()
+
+    def hold() -> None:
+        engine.writer.gate = gate
 
     def handler(ctx: Context) -> None:
-        trio.from_thread.run_sync(submitted.set)
+        trio.from_thread.run_sync(hold)
         ctx.transaction_from_thread(add)
 
     async with running_engine(path, command(handler, "transactional")) as engine:
-        engine.offer(timeout_ms=60)
-        with trio.fail_after(5):
-            while not engine.executor.running:
-                await trio.sleep(0.001)
-            gate = engine.writer.gate = trio.Event()
-            await submitted.wait()
+        engine.offer(timeout_ms=500)
+        with trio.fail_after(10):
             while engine.writer.waiting() < 1:  # the transaction is held, and the timeout's result behind it
-                await trio.sleep(0.001)
-            gate.set()
+                await trio.sleep(0.002)
+        gate.set()
         found = await engine.next_report()
         assert isinstance(found, Result)
         assert await total(engine) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -362,6 +362,3 @@ def deliver(item: Item, run_id: str, fence: int = 1, **more: Any) -> m.Deliver:
         "accepted_at_ms": now_ms(), **more,
     }  # fmt: skip
     return m.Deliver(**given)
-
-
-Say = Callable[..., None]

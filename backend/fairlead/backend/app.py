@@ -178,10 +178,13 @@ class NodeProcess:
                 stream, health.handle, limits, self._world, self._observer, server="health"
             )
 
-        await serve_listener(
-            listener, serve, self._observer, connections_max=HEALTH_CONNECTIONS_MAX, name="health",
-            task_status=task_status,
-        )  # fmt: skip
+        try:
+            await serve_listener(
+                listener, serve, self._observer, connections_max=HEALTH_CONNECTIONS_MAX, name="health",
+                task_status=task_status,
+            )  # fmt: skip
+        finally:
+            listener.close()
 
     async def _bind(self) -> Listener:
         options = self.config.health

@@ -187,8 +187,8 @@ class ProxyLink:
             case MessageReceived(envelope, message):
                 await self._on_message(message, envelope.correlation_id)
             case Rejected(reason, detail, fatal):
-                self._observer.refused(reason, detail, peer=self._settings.expected_proxy_id)
-                if not fatal and self._pump is not None:
+                if not fatal and self._pump is not None:  # a fatal one ends the link: `run` counts it
+                    self._observer.refused(reason, detail, peer=self._settings.expected_proxy_id)
                     self._pump.send(m.Notice(reason.value, detail))
             case PeerClosed(reason, detail):
                 self._observer.log.info("link_closed_by_proxy", reason=reason, detail=detail)
@@ -225,7 +225,9 @@ class ProxyLink:
                     self._observer.refused(parse_reason(reason), detail, command=name)
                 self._observer.log.info("commands_announced", accepted=len(accepted), refused=len(refused))
             case m.Notice(reason_text, detail, _):
-                self._observer.log.warning("refused_by_proxy", reason=reason_text, detail=detail)
+                self._observer.sampled(
+                    "warning", "refused_by_proxy", reason=reason_text[:64], detail=detail[:200]
+                )
             case _:
                 self._observer.refused(Reason.UNSUPPORTED_TYPE, type(message).__name__)
 

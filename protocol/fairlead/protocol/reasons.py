@@ -68,6 +68,7 @@ class Reason(enum.StrEnum):
     DECRYPT_FAILED = "DECRYPT_FAILED"
     LINK_TRUNCATED = "LINK_TRUNCATED"
     LINK_CLOSED = "LINK_CLOSED"
+    LINK_ENDED_BY_PEER = "LINK_ENDED_BY_PEER"
     LINK_IDLE_TIMEOUT = "LINK_IDLE_TIMEOUT"
     LINK_WRITE_TIMEOUT = "LINK_WRITE_TIMEOUT"
     LINK_DISPLACED = "LINK_DISPLACED"
@@ -229,6 +230,9 @@ TRAITS: dict[Reason, Traits] = {
         "A process died or the network broke. The node reconnects by itself."),
     Reason.LINK_CLOSED: _row(
         _F.CONTROL, _R, 503, "the peer closed the link as intended", "Nothing to do: a planned stop."),
+    Reason.LINK_ENDED_BY_PEER: _row(
+        _F.CONTROL, _R, 503, "the peer ended the link and says why",
+        "Read its reason in the detail, and the peer's own log."),
     Reason.LINK_IDLE_TIMEOUT: _row(
         _F.CONTROL, _R, 408, "nothing was heard on the link in time",
         "The peer hangs or the network drops packets. The node reconnects by itself."),

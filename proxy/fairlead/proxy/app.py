@@ -244,10 +244,13 @@ class Proxy:
         name: str,
     ) -> None:
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            await serve_listener(
-                listener, per_connection, self._observer, connections_max=connections_max, name=name,
-                task_status=task_status,
-            )  # fmt: skip
+            try:
+                await serve_listener(
+                    listener, per_connection, self._observer, connections_max=connections_max, name=name,
+                    task_status=task_status,
+                )  # fmt: skip
+            finally:
+                listener.close()
 
         await serving.start(run)
 

@@ -115,7 +115,10 @@ class LinkPump:
             for event in events:
                 await on_event(event)
                 if isinstance(event, PeerClosed):
-                    return Reject(event.reason, event.detail)
+                    if event.reason is Reason.LINK_CLOSED:
+                        return Reject(Reason.LINK_CLOSED, event.detail)
+                    # What the peer names is its own reason; it must not choose which of ours is counted.
+                    return Reject(Reason.LINK_ENDED_BY_PEER, f"{event.reason}: {event.detail}")
                 if isinstance(event, Rejected) and event.fatal:
                     return Reject(event.reason, event.detail)
             if self.channel.more:

@@ -86,6 +86,12 @@ class Observer:
             next=row.action,
         )
 
+    def sampled(self, level: str, event: str, /, **fields: Any) -> None:
+        """A log line whose rate somebody else chooses: the first few of each window, then a count."""
+        admitted, suppressed = self._sampler.admit(event, trio.current_time())
+        if admitted:
+            self.log.event(level, event, **fields, suppressed=suppressed or None)
+
     def rejects(self) -> dict[str, dict[str, int]]:
         """Non-zero counts, by family and reason."""
         return {

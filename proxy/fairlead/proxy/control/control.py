@@ -125,7 +125,9 @@ class Control:
             case m.RegistryNack():
                 self._on_nack(link, record, message)
             case m.Notice(reason, detail, _):
-                self.observer.log.warning("refused_by_node", node=link.node_id, reason=reason, detail=detail)
+                self.observer.sampled(
+                    "warning", "refused_by_node", node=link.node_id, reason=reason[:64], detail=detail[:200]
+                )
             case _:
                 link.refuse(Reason.UNSUPPORTED_TYPE, type(message).__name__)
 
@@ -139,9 +141,6 @@ class Control:
                 trio.current_time(), self.nodes.timeout_s, self.nodes.grace_s
             ) in (NodeState.ONLINE, NodeState.DRAINING):
                 detail = f"{older.address} is linked as another incarnation"
-                self.observer.refused(
-                    Reason.INCARNATION_CONFLICT, detail, node=link.node_id, peer=link.address
-                )
                 link.end(Reason.INCARNATION_CONFLICT, detail)
                 return
             older.end(Reason.LINK_DISPLACED, f"by {link.address}")
@@ -170,18 +169,15 @@ class Control:
 
     def on_lost(self, link: NodeLink, ended: Reject) -> None:
         """A link ended, for whatever reason. Nothing but the link is forgotten."""
-        if self.links.get(link.node_id) is not link:
-            self.observer.log.info("link_ended", node=link.node_id, reason=ended.reason, detail=ended.detail)
-            return
-        del self.links[link.node_id]
         goodbye = ended.reason is Reason.LINK_CLOSED
-        self.nodes.record(link.node_id).lost(ended.reason, ended.detail, goodbye, trio.current_time())
         if goodbye:
-            self.observer.log.info(
-                "link_closed", node=link.node_id, peer=link.address, detail=ended.detail
-            )
+            self.observer.log.info("link_closed", node=link.node_id, peer=link.address, detail=ended.detail)
         else:
             self.observer.refused(ended.reason, ended.detail, node=link.node_id, peer=link.address)
+        if self.links.get(link.node_id) is not link:
+            return
+        del self.links[link.node_id]
+        self.nodes.record(link.node_id).lost(ended.reason, ended.detail, goodbye, trio.current_time())
         self._dispatch.node_lost(link)
 
     def _on_beat(self, link: NodeLink, record: NodeRecord, beat: m.Heartbeat) -> None:

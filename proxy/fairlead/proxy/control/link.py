@@ -77,10 +77,8 @@ class NodeLink:
                     return
                 await self._control.on_message(self, message, envelope.correlation_id)
             case Rejected(reason, detail, fatal):
-                if not fatal:
+                if not fatal:  # a fatal one ends the link, and `Control.on_lost` counts it
                     self._refuse(reason, detail)
-                else:
-                    self._control.observer.refused(reason, detail, node=self.node_id, peer=self.address)
             case PeerClosed() | Established():
                 pass  # The pump ends the link and says why.
 

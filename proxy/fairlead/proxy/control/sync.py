@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairlead.protocol.limits import CHUNK_BYTES_MAX
+from fairlead.protocol.limits import CHUNK_BYTES_MAX, NAME_CHARS_MAX
 from fairlead.protocol.messages import (
     Message,
     RegistryAck,
@@ -24,6 +24,8 @@ from fairlead.protocol.messages import (
 from fairlead.protocol.reasons import Reason, parse_reason
 from fairlead.protocol.registry import Position, Registry
 from fairlead.proxy.control.registry import RegistryOwner
+
+NACK_DETAIL_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,8 @@ class NodeSync:
         refused = self.sent if self.sent is not None else offered
         self.held, self.sent = message.held, None
         self._refused_generation = (refused.epoch, refused.generation)
-        self.nack = Nack(
-            offered.generation, parse_reason(message.reason), message.command, message.detail, now_ms
-        )
+        command, detail = message.command[:NAME_CHARS_MAX], message.detail[:NACK_DETAIL_CHARS_MAX]
+        self.nack = Nack(offered.generation, parse_reason(message.reason), command, detail, now_ms)
         return self.changed(owner)
 
     def _next(self, owner: RegistryOwner) -> list[Message]:

@@ -409,6 +409,11 @@ class Dispatcher:
         elif outcome.verdict is Verdict.SETTLED:
             assert outcome.status is not None
             self._count_end(outcome.status, parse_reason(report.reason) if report.reason else None)
+            if report.reason:
+                self._observer.refused(
+                    parse_reason(report.reason), report.detail[:200], run=report.run_id, node=report.node_id,
+                    level="info",
+                )  # fmt: skip
             result = None
             if report.run_id in self._waits:
                 result = {

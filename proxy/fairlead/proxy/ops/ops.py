@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import trio
 
+from fairlead.protocol.keys import Role
 from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.control.control import Control
@@ -218,7 +219,7 @@ class Ops:
         return json_response(self._control.describe(node_id), 202)
 
     async def serve_node_revoke(self, request: Request, caller: Identity, node_id: str) -> Response:
-        if node_id not in self._control.nodes.nodes:
+        if not self._control.keys.listed(Role.NODE, node_id):  # it need not have linked to this process
             raise Refused(Reason.NODE_UNKNOWN, node_id)
         epoch = await self._control.revoke(node_id, caller.principal)
         return json_response({"id": node_id, "key_epoch": epoch})
