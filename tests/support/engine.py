@@ -31,11 +31,12 @@ Answer = Result | DeliveryRefused
 class TrioWorld(RealWorld):
     """The wall clock follows trio's clock, so that a virtual clock moves both."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_s = trio.current_time()
+
     def wall_ms(self) -> int:
         return T0_MS + round((trio.current_time() - self._began_s) * 1000)
-
-    def __init__(self) -> None:
-        self._began_s = trio.current_time()
 
 
 class ControlledWriter:

@@ -55,7 +55,7 @@ class MemoryNetwork:
 
     def cut(self, port: int) -> None:
         """Reset every connection to a port."""
-        for to, client, server in self.streams:
+        for to, client, _server in self.streams:
             if to == port:
                 for pipe in (client._in, client._out):  # type: ignore[attr-defined]
                     pipe.is_broken = True

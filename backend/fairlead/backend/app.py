@@ -158,7 +158,7 @@ class NodeProcess:
 
     def _report(self, message: Result | DeliveryRefused, correlation_id: str) -> None:
         for link in self.links:
-            link.send(message, correlation_id)
+            link.report(message, correlation_id)
 
     async def _upkeep(self, inbox: Inbox) -> None:
         """Forget what no message can name any more."""

@@ -199,21 +199,19 @@ class Executor:
         self._observer.refused(why.reason, why.detail, run=delivery.run_id, correlation_id=correlation_id)
         self._ended.inc("refused")
         fence = self.active[delivery.run_id].fence
-        if why.reason is Reason.SECURITY_MISSING_IDENTITY_ENVELOPE:
-            # Elsewhere it would fare no better: that is an end, not a refusal to start.
-            now_ms = self._world.wall_ms()
-            result = Result(
-                delivery.run_id, delivery.fence, False, b"", why.reason, why.detail, now_ms, now_ms
-            )
-            await self._conclude(delivery, correlation_id, result)
-            return
-        if why.reason is not Reason.FENCE_STALE:
-            try:
-                await self._inbox.refuse(delivery.run_id, fence, delivery.command, why)
-            except Exception as error:  # not durable, so not said; the proxy will ask again
-                self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=delivery.run_id)
-                self._forget(delivery.run_id)
+        try:
+            if why.reason is Reason.SECURITY_MISSING_IDENTITY_ENVELOPE:
+                # Elsewhere it would fare no better: that is an end, not a refusal to start.
+                now_ms = self._world.wall_ms()
+                result = Result(delivery.run_id, fence, False, b"", why.reason, why.detail, now_ms, now_ms)
+                await self._conclude(delivery, correlation_id, result)
                 return
+            if why.reason is not Reason.FENCE_STALE:
+                await self._inbox.refuse(delivery.run_id, fence, delivery.command, why)
+        except Exception as error:  # not durable, so not said; the proxy will ask again
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=delivery.run_id)
+            self._forget(delivery.run_id)
+            return
         self._forget(delivery.run_id)
         self._report(DeliveryRefused(delivery.run_id, fence, why.reason, why.detail), correlation_id)
 

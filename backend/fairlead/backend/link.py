@@ -90,6 +90,13 @@ class ProxyLink:
     def connected(self) -> bool:
         return self._welcome is not None
 
+    def report(self, message: m.Result | m.DeliveryRefused, correlation_id: str = "") -> None:
+        """Tell a proxy of the fleet whose registry is in force. Another fleet's would acknowledge what it
+        never asked for, and the result would be lost to the one that waits for it."""
+        held = self._mirror.position.fleet_id
+        if self._welcome is not None and held in ("", self._welcome.fleet_id):
+            self.send(message, correlation_id)
+
     def send(self, message: m.Message, correlation_id: str = "") -> None:
         """Send if there is a link; what must not be lost is in the inbox and goes again on the next one."""
         if self._pump is not None and self._welcome is not None:
@@ -238,11 +245,14 @@ class ProxyLink:
         self._executor.switches.paused = welcome.paused
         self._executor.switches.drained = welcome.draining
         self._send_beat()
+        await self._report_unacked()
+
+    async def _report_unacked(self) -> None:
         for result, refused in await self._inbox.unacked():
             if refused:
-                self.send(m.DeliveryRefused(result.run_id, result.fence, result.reason, result.detail))
+                self.report(m.DeliveryRefused(result.run_id, result.fence, result.reason, result.detail))
             else:
-                self.send(result)
+                self.report(result)
 
     async def _perform(self, effects: list[Effect]) -> None:
         assert self._pump is not None

@@ -266,6 +266,13 @@ class Channel:
         self._state = _State.ENDED
         self.more = False
 
+    def abandon(self) -> None:
+        """End without a word: the wire is torn, so nothing more can be said on it."""
+        self._envelopes.clear()
+        self._outgoing.clear()
+        self._state = _State.ENDED
+        self.more = False
+
     def take_output(self, now_ms: int) -> bytes:
         """All bytes for the wire: many small envelopes share a frame, a large one spans several."""
         if self._envelopes and self._state is not _State.ENDED:

@@ -7,12 +7,16 @@ handler takes and returns travels as JSON text inside a message, so that nobody 
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from fairlead.protocol.keys import Role
 from fairlead.protocol.registry import Count, Position, Signed
+
+# Names and ids that are kept or shown for long, so nobody may make them long.
+Name = Annotated[str, msgspec.Meta(max_length=128)]
+Labels = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
 
 
 class MessageType(enum.IntEnum):
@@ -47,21 +51,21 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 class Hello(Message, frozen=True, array_like=True):
     """First message of a node: what process this is and what registry it holds."""
 
-    incarnation: str
-    software: str
+    incarnation: Name
+    software: Name
     started_at_ms: Count
     capacity: Count
     registry: Position
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     draining: bool = False
 
 
 class Welcome(Message, frozen=True, array_like=True):
     """The proxy's answer: what it is, and the rhythm it expects."""
 
-    proxy_id: str
-    fleet_id: str
-    software: str
+    proxy_id: Name
+    fleet_id: Name
+    software: Name
     heartbeat_interval_ms: Count
     node_timeout_ms: Count
     lease_ms: Count
@@ -81,7 +85,7 @@ class Heartbeat(Message, frozen=True, array_like=True):
     skew_ms: Signed | None = None
     round_trip_ms: Signed | None = None
     draining: bool = False
-    holding: tuple[tuple[str, Count], ...] = ()
+    holding: tuple[tuple[Name, Count], ...] = ()
 
 
 class HeartbeatAck(Message, frozen=True, array_like=True):
@@ -177,31 +181,31 @@ class RegistryNack(Message, frozen=True, array_like=True):
     offered: Position
     held: Position
     reason: str
-    command: str = ""
+    command: Name = ""
     detail: str = ""
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
     """On whose behalf a run executes (runbook 002's identity envelope)."""
 
-    principal: str
-    subject_type: str = "service"
+    principal: Name
+    subject_type: Name = "service"
     roles: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
-    tenant: str = ""
+    tenant: Name = ""
 
 
 class Deliver(Message, frozen=True, array_like=True):
     """One attempt of one run."""
 
-    run_id: str
-    root_run_id: str
+    run_id: Name
+    root_run_id: Name
     fence: Count
-    command: str
+    command: Name
     descriptor_digest: bytes
     args_json: bytes
     identity: Identity | None
-    tenant: str
+    tenant: Name
     deadline_at_ms: Count
     timeout_ms: Count
     accepted_at_ms: Count
@@ -210,7 +214,7 @@ class Deliver(Message, frozen=True, array_like=True):
 class Result(Message, frozen=True, array_like=True):
     """How an attempt ended. `value_json` only where it completed; `reason` only where it failed."""
 
-    run_id: str
+    run_id: Name
     fence: Count
     completed: bool
     value_json: bytes
@@ -223,13 +227,13 @@ class Result(Message, frozen=True, array_like=True):
 class ResultAck(Message, frozen=True, array_like=True):
     """These results are durable at the proxy, or will never be wanted again: (run id, fence)."""
 
-    runs: tuple[tuple[str, Count], ...]
+    runs: tuple[tuple[Name, Count], ...]
 
 
 class DeliveryRefused(Message, frozen=True, array_like=True):
     """Durably not started, and never will be under this fence: the run may go elsewhere."""
 
-    run_id: str
+    run_id: Name
     fence: Count
     reason: str
     detail: str = ""

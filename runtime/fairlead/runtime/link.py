@@ -33,6 +33,7 @@ class LinkPump:
         self._write_timeout_s = write_timeout_s
         self._wake = trio.Event()
         self._writing: trio.CancelScope | None = None
+        self._in_flight_bytes = 0
         self._torn = False  # a write ended in the middle: nothing more may follow on this stream
         self._held: list[Event] = []  # what came with the end of the handshake
         self._ending: Reject | None = None
@@ -54,7 +55,7 @@ class LinkPump:
 
     def _queued(self) -> None:
         self._wake.set()
-        if self.channel.output_bytes > OUTGOING_BYTES_MAX:
+        if self.channel.output_bytes + self._in_flight_bytes > OUTGOING_BYTES_MAX:
             self._torn = True
             self.end(Reason.LINK_WRITE_TIMEOUT, f"more than {OUTGOING_BYTES_MAX} bytes wait for the peer")
 
@@ -62,7 +63,10 @@ class LinkPump:
         """End the link as intended; the peer is told."""
         if self._ending is None:
             self._ending = Reject(reason, detail)
-            self.channel.close(reason, detail)
+            if self._torn:
+                self.channel.abandon()
+            else:
+                self.channel.close(reason, detail)
             if self._writing is not None:
                 deadline = trio.current_time() + FAREWELL_TIMEOUT_S
                 self._writing.deadline = min(self._writing.deadline, deadline)
@@ -141,6 +145,8 @@ class LinkPump:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            if self._ending is not None:
+                return  # `run` says farewell, as far as that goes
             # Shielded: bytes that left the channel go out whole, or the stream is worth nothing any more. An
             # end that comes meanwhile shortens the time instead.
             with trio.move_on_after(self._write_timeout_s, shield=True) as self._writing:
@@ -158,7 +164,9 @@ class LinkPump:
     async def _flush(self) -> None:
         while self.channel.output_waiting:
             out = self.channel.take_output(self._world.wall_ms())
+            self._in_flight_bytes = len(out)
             await self._stream.send_all(out)
+            self._in_flight_bytes = 0
 
     async def _farewell(self) -> None:
         """What is sealed already (a CLOSE above all) goes out if it can, briefly."""

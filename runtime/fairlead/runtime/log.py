@@ -10,7 +10,7 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -156,6 +156,10 @@ class BoundLog:
 
 def redact(key: str, value: Any) -> Any:
     """The value, or a placeholder where the key names a secret. Key *ids* are public."""
+    if isinstance(value, Mapping):
+        return {inner: redact(str(inner), each) for inner, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(key, each) for each in value]
     lowered = key.lower()
     if any(word in lowered for word in _SECRET_KEYS) and not lowered.endswith(("_id", "_ids", "_path")):
         return "<redacted>"

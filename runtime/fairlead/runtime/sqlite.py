@@ -132,7 +132,8 @@ class ThreadWriter:
             self._closed = True
             self._queue.put(None)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._thread.join)
+            # A limiter of its own: abandoned handlers may hold all of trio's, and the file must still be closed.
+            await trio.to_thread.run_sync(self._thread.join, limiter=trio.CapacityLimiter(1))
 
     def _run(self) -> None:
         try:

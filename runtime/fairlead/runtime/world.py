@@ -23,6 +23,7 @@ from fairlead.runtime.sqlite import ThreadWriter, Writer
 from fairlead.runtime.streams import ByteStream, SocketStream
 
 T = TypeVar("T")
+THREADS_MAX = 1_000
 
 
 class Listener(Protocol):
@@ -100,6 +101,9 @@ class _SocketListener:
 class RealWorld:
     """The world as it is."""
 
+    def __init__(self) -> None:
+        self._threads: trio.CapacityLimiter | None = None
+
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
@@ -158,7 +162,9 @@ class RealWorld:
         return ThreadWriter(path, name, schema)
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+        if self._threads is None:
+            self._threads = trio.CapacityLimiter(THREADS_MAX)
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
 
     async def run_process(self, command: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
         done = await trio.run_process(

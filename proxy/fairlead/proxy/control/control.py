@@ -16,6 +16,7 @@ import trio
 from fairlead.protocol import messages as m
 from fairlead.protocol.envelope import ChannelLimits, encode_body
 from fairlead.protocol.keys import Role
+from fairlead.protocol.limits import DETAIL_CHARS_MAX
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing, granted_namespaces
 from fairlead.proxy.control.link import NodeLink, serve
@@ -412,24 +413,16 @@ def _report(link: NodeLink, result: m.Result) -> Report:
                 f"the node's value is not JSON: {error}", result.started_at_ms, result.finished_at_ms,
             )  # fmt: skip
     return Report(
-        result.run_id, result.fence, link.node_id, result.completed, result.value_json, result.reason,
-        result.detail, result.started_at_ms, result.finished_at_ms,
+        result.run_id, result.fence, link.node_id, result.completed, result.value_json, result.reason[:64],
+        result.detail[:DETAIL_CHARS_MAX], result.started_at_ms, result.finished_at_ms,
     )  # fmt: skip
 
 
 def _refusal(link: NodeLink, refused: m.DeliveryRefused) -> Report:
+    detail = refused.detail[:DETAIL_CHARS_MAX]
     return Report(
-        refused.run_id,
-        refused.fence,
-        link.node_id,
-        False,
-        b"",
-        refused.reason,
-        refused.detail,
-        0,
-        0,
-        refused=True,
-    )
+        refused.run_id, refused.fence, link.node_id, False, b"", refused.reason[:64], detail, 0, 0, refused=True
+    )  # fmt: skip
 
 
 __all__ = ["Control", "ControlSettings", "Dispatch"]

@@ -74,13 +74,14 @@ class NodeSync:
         return [] if message.position == owner.position else self._next(owner)
 
     def nacked(self, message: RegistryNack, owner: RegistryOwner, now_ms: int) -> list[Message]:
-        offered = message.offered
-        # What was really sent counts: a node that names another position must not be sent this one for ever.
-        refused = self.sent if self.sent is not None else offered
-        self.held, self.sent = message.held, None
-        self._refused_generation = (refused.epoch, refused.generation)
+        offered, sent = message.offered, self.sent
         command, detail = message.command[:NAME_CHARS_MAX], message.detail[:NACK_DETAIL_CHARS_MAX]
         self.nack = Nack(offered.generation, parse_reason(message.reason), command, detail, now_ms)
+        if sent is None:
+            return []  # Nothing was offered: nothing follows.
+        # What was really sent counts: a node that names another position must not be sent this one for ever.
+        self.held, self.sent = message.held, None
+        self._refused_generation = (sent.epoch, sent.generation)
         return self.changed(owner)
 
     def _next(self, owner: RegistryOwner) -> list[Message]:

@@ -198,18 +198,20 @@ class Dispatcher:
 
     # -- delivery
 
-    def _deliver(self, attempt: Attempt) -> None:
-        """Send an attempt that is durable. If the link went away meanwhile, or never knew the run, it is
-        delivered when the node is linked again: the claim stands."""
+    def _deliver(self, attempt: Attempt, *, again: bool = False) -> None:
+        """Send an attempt that is durable. One that was never sent under its fence and cannot be now goes back
+        to the queue; one that is delivered `again` may be executing already, so it stays where it is."""
+        if self._send(attempt):
+            self._delivered.inc()
+        elif not again:
+            self._give_back_unsent(attempt)
+
+    def _send(self, attempt: Attempt) -> bool:
         link = self._links.get(attempt.node_id)
         slot = self.fleet.slots.get(attempt.node_id)
-        if link is None or slot is None or slot.incarnation != attempt.incarnation:
-            self._give_up_unsent(attempt)
-            return
         item = self._registry().get(attempt.command)
-        if item is None:
-            self._give_up_unsent(attempt)
-            return
+        if link is None or slot is None or slot.incarnation != attempt.incarnation or item is None:
+            return False
         refused = link.send(
             m.Deliver(
                 attempt.run_id, attempt.run_id, attempt.fence, attempt.command, item.digest, attempt.args_json,
@@ -218,12 +220,9 @@ class Dispatcher:
             ),
             attempt.correlation_id,
         )  # fmt: skip
-        if refused is not None:
-            self._give_up_unsent(attempt)
-            return
-        self._delivered.inc()
+        return refused is None
 
-    def _give_up_unsent(self, attempt: Attempt) -> None:
+    def _give_back_unsent(self, attempt: Attempt) -> None:
         """Nothing was sent under this fence, and this proxy knows it: the run may go elsewhere."""
         slot = self.fleet.slots.get(attempt.node_id)
         if slot is not None:
@@ -283,6 +282,8 @@ class Dispatcher:
             if each.status.terminal:
                 self._count_end(each.status, each.reason)
                 await self._wake(each.run_id, each.parent_id if each.parent_status else "")
+        if ended:
+            await self._refresh_pending()
         slot = Slot(link.node_id, link.incarnation, record.capacity)
         held = await self._store.held_by(link.node_id)
         lease_until_ms = now_ms + self._settings.lease_ms
@@ -310,7 +311,7 @@ class Dispatcher:
         if slot.confirmed:
             for attempt in self._redeliver.pop(record.node_id, ()):
                 if attempt.run_id in slot.outstanding:
-                    self._deliver(attempt)
+                    self._deliver(attempt, again=True)
         if slot.room and self.pending_total:
             self._claimable.set()
 
@@ -484,7 +485,7 @@ class Dispatcher:
         for attempt in await self._store.held_by(node_id):
             slot = self.fleet.slots.get(node_id)
             if attempt.run_id in lost and slot is not None and attempt.run_id in slot.outstanding:
-                self._deliver(attempt)
+                self._deliver(attempt, again=True)
 
     async def _tick_loop(self) -> None:
         ticks = 0
@@ -492,8 +493,10 @@ class Dispatcher:
             await trio.sleep(TICK_S)
             ticks += 1
             await self._guarded(self._sweep)
+            await self._guarded(
+                self._refresh_pending
+            )  # what the store says is what waits; ours may have drifted
             if self.pending_total:
-                await self._guarded(self._refresh_pending)
                 self._claimable.set()
             if ticks % PRUNE_EVERY_TICKS == 0:
                 before_ms = self._world.wall_ms() - self._settings.retention_ms

@@ -110,7 +110,17 @@ class Exchange:
         if isinstance(fed, Reject):
             raise Refused(fed.reason, fed.detail)
         body, self._connection.client.buffer = fed
+        too_large = self._too_large(reader)
+        if too_large is not None:
+            raise Refused(too_large.reason, too_large.detail)
         return body, None if reader.is_done else reader
+
+    def _too_large(self, reader: BodyReader) -> Reject | None:
+        """A chunked body announces no length: what has come so far is held to the limit."""
+        most = self._limits.http_body_bytes_max
+        if isinstance(reader, ChunkedReader) and reader.payload_bytes > most:
+            return Reject(Reason.HTTP_BODY_TOO_LARGE, f"at most {most} bytes")
+        return None
 
     async def _obtain(self, fresh: bool = False) -> Upstream:
         """A connection to the best backend: a pooled one, or a new one."""
@@ -299,8 +309,9 @@ class Exchange:
                 if isinstance(fed, Reject):
                     return fed
                 out, connection.client.buffer = fed
-                if isinstance(reader, ChunkedReader) and reader.payload_bytes > limits.http_body_bytes_max:
-                    return Reject(Reason.HTTP_BODY_TOO_LARGE, f"at most {limits.http_body_bytes_max} bytes")
+                too_large = self._too_large(reader)
+                if too_large is not None:
+                    return too_large
                 reason = Reason.BACKEND_TIMEOUT
                 try:
                     rest = upstream.send_nowait(out)
