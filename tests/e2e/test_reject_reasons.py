@@ -126,7 +126,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     made = Fleet(
         tmp_path_factory.mktemp("fleet"),
         lab=True,
-        proxy={"dispatch": {"public": True, "batch_items_max": 5, "args_bytes_max": 2_048}},
+        proxy={
+            "dispatch": {"public": True, "batch_items_max": 5, "args_bytes_max": 2_048},
+            "messaging": {"node_timeout_millis": 3_000},
+        },
     )
     with closing(made.start()):
         yield made
@@ -392,12 +395,14 @@ def test_a_refusal_for_a_reason_that_nobody_knows(fleet: Fleet) -> None:
     assert fleet.node_state(one.us)["registry"]["last_nack"]["reason"] == "UNKNOWN_REASON"
 
 
-def test_an_answer_that_would_be_too_large_is_not_sent(fleet: Fleet) -> None:
+def test_every_report_is_acknowledged_however_many_come_at_once(fleet: Fleet) -> None:
+    """Of runs that are unknown here, too: else the node would keep them for ever."""
+    ids = {f"{number:08}".ljust(128, "\N{GRINNING FACE}") for number in range(600)}
+    acknowledged: set[str] = set()
     with introduced(fleet) as one:
-        with provokes(fleet, Reason.OUTBOUND_PAYLOAD_TOO_LARGE):
-            one.say(m.Result("x" * 65_300, 1, False, b"", "HANDLER_FAILED", "", 1, 2))
-        one.say(BEAT)
-        one.expect(m.HeartbeatAck)
+        one.say(*(m.Result(each, 1, False, b"", "HANDLER_FAILED", "", 1, 2) for each in sorted(ids)))
+        while acknowledged != ids:
+            acknowledged |= {run_id for run_id, _ in one.expect(m.ResultAck).runs}
 
 
 def test_notices_of_a_peer_cannot_flood_the_log(fleet: Fleet) -> None:
@@ -885,7 +890,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             backends={"scripted": backend.port},
             proxy={
                 "limits": {
-                    "head_timeout_s": 1, "body_idle_timeout_s": 1, "write_timeout_s": 1, "head_bytes_max": 2_048,
+                    "head_timeout_s": 2, "body_idle_timeout_s": 1, "write_timeout_s": 1, "head_bytes_max": 2_048,
                     "upstream_response_timeout_s": 1, "tcp_idle_timeout_s": 1, "http_body_bytes_max": 1_000,
                     "connections_max": CONNECTIONS_MAX,
                 },
@@ -893,6 +898,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                     "handshake_concurrent_max": 6, "handshake_concurrent_per_address_max": 3,
                     "connection_per_ip_max": PER_IP_MAX, "connection_per_ip_window_millis": 1_000,
                 },
+                "messaging": {"handshake_timeout_millis": 5_000},
                 "dispatch": {"pending_max": 2, "body_bytes_max": 4_096, "args_bytes_max": 1_024},
             },
             environ={
@@ -1098,6 +1104,19 @@ def test_the_kill_switch(stopped: Fleet) -> None:
     assert (check["state"], check["reason"]) == ("warn", "DISPATCH_KILL_SWITCH")
 
 
+def test_an_answer_that_would_be_too_large_is_not_sent(stopped: Fleet) -> None:
+    """An announcement can be answered with more than it has itself."""
+    good = [Descriptor(f"raw:{number:064}", timeout_ms=1) for number in range(628)]
+    bad = [canonical_item(Descriptor(f"{number:02}" + "\x01" * 45)).canonical for number in range(99)]
+    live = lambda: stopped.ops("GET", "/health/live").json()["status"] == "alive"  # noqa: E731
+    with introduced(stopped) as one:
+        with provokes(stopped, Reason.OUTBOUND_PAYLOAD_TOO_LARGE, serves=live):
+            one.say(m.Announce((*bad, *(canonical_item(each).canonical for each in good))))
+        one.say(BEAT)
+        one.expect(m.HeartbeatAck)
+    assert len(stopped.ops("GET", "/api/commands").json()["commands"]) == len(good)
+
+
 def test_a_backend_that_cannot_be_reached_and_a_full_router(stopped: Fleet) -> None:
     with provokes(stopped, Reason.BACKEND_UNREACHABLE, Reason.ROUTING_LIMIT, serves=lambda: None):
         with dial(stopped.http) as first:
@@ -1169,7 +1188,7 @@ def lied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lied]:
     fleet = Fleet(
         tmp_path_factory.mktemp("lied"),
         nodes=("lobby-1",),
-        node={"worker": {"max_concurrent_tasks": 1, "max_queue_size": 1}},
+        node={"worker": {"max_concurrent_tasks": 1, "max_queue_size": 1}, "reconnect_max_millis": 60},
     )
     with closing(fleet):
         made = Lied(fleet)

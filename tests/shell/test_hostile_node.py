@@ -541,6 +541,18 @@ async def test_a_node_that_refuses_everything_is_told_a_bounded_number_of_times(
     assert not described["registry"]["synchronized"]
 
 
+async def test_a_refusal_of_what_was_never_offered_harms_nobody(
+    autojump_clock: MockClock, proxy: Proxy
+) -> None:
+    good = await HostileNode(proxy, "n1").join()
+    bad = await HostileNode(proxy, "n2", syncs=False).link()
+    nack = m.RegistryNack(Position("x", 9, 9, b""), Position(), "FROM_THE_FUTURE", "a:b", "why")
+    await bad.say(bad.hello(), nack, nack, m.RegistryAck(Position("y", 9, 9, b"")), nack)
+    await bad.hear(m.Welcome)
+    await works(proxy, good)
+    assert proxy.control.describe("n2")["registry"]["synchronized"] is False
+
+
 async def test_announcements_that_are_refused_fill_nothing(autojump_clock: MockClock, proxy: Proxy) -> None:
     node = await HostileNode(proxy, "n1").join()
     for _ in range(20):

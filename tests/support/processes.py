@@ -237,7 +237,7 @@ class Fleet:
             "rate_limits": {"connection_per_ip_max": 100_000},
             "messaging": {
                 "host": "127.0.0.1", "port": self.control, "heartbeat_interval_millis": 500,
-                "node_timeout_millis": 3_000, "handshake_timeout_millis": 1_500,
+                "node_timeout_millis": 5_000, "handshake_timeout_millis": 1_500,
             },
             "observability": {"port": self.ops_port},
             "dispatch": {"public": True},

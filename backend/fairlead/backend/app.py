@@ -140,21 +140,14 @@ class NodeProcess:
             dict(config.labels),
         )  # fmt: skip
         offers = [self._handlers.handlers[name].item.canonical for name in sorted(self._handlers.handlers)]
+        lock = trio.Lock()
         return [
             ProxyLink(
-                self._world,
-                settings,
-                host,
-                port,
-                incarnation,
-                offers,
-                executor,
-                inbox,
-                mirror,
+                self._world, settings, host, port, incarnation, offers, executor, inbox, mirror, lock,
                 self._observer,
             )
             for host, port in config.proxy_addresses
-        ]
+        ]  # fmt: skip
 
     def _report(self, message: Result | DeliveryRefused, correlation_id: str) -> None:
         for link in self.links:

@@ -68,8 +68,10 @@ class ProxyLink:
         executor: Executor,
         inbox: Inbox,
         mirror: Mirror,
+        registry_lock: trio.Lock,
         observer: Observer,
     ) -> None:
+        self._registry_lock = registry_lock
         self._world, self._settings, self.host, self.port = world, settings, host, port
         self._incarnation, self._announcements = incarnation, announcements
         self._executor, self._inbox, self._mirror, self._observer = executor, inbox, mirror, observer
@@ -139,7 +141,7 @@ class ProxyLink:
             return await self._serve(stream)
         finally:
             self._pump, self._welcome, self.connected_since_ms = None, None, None
-            self._mirror.forget_staging()
+            self._mirror.forget_staging(self)
             stream.close()
 
     async def _serve(self, stream: ByteStream) -> Reject:
@@ -217,16 +219,16 @@ class ProxyLink:
                 self._executor.switches.paused = paused
                 self._executor.switches.drained = draining
                 self._observer.log.info("node_control", paused=paused, draining=draining)
-            case m.RegistryUpToDate():
-                await self._perform(self._mirror.up_to_date(message))
-            case m.RegistryDelta():
-                await self._perform(self._mirror.delta(message))
-            case m.SnapshotBegin():
-                await self._perform(self._mirror.snapshot_begin(message))
-            case m.SnapshotChunk():
-                await self._perform(self._mirror.snapshot_chunk(message))
-            case m.SnapshotEnd():
-                await self._perform(self._mirror.snapshot_end(message))
+            case (
+                m.RegistryUpToDate()
+                | m.RegistryDelta()
+                | m.SnapshotBegin()
+                | m.SnapshotChunk()
+                | m.SnapshotEnd()
+            ):
+                # One at a time over all links: judged, stored and adopted before the next is judged.
+                async with self._registry_lock:
+                    await self._perform(self._judge(message))
             case m.AnnounceResult(accepted, refused):
                 for name, reason, detail in refused:
                     self._observer.refused(parse_reason(reason), detail, command=name)
@@ -253,6 +255,21 @@ class ProxyLink:
                 self.report(m.DeliveryRefused(result.run_id, result.fence, result.reason, result.detail))
             else:
                 self.report(result)
+
+    def _judge(self, message: m.Message) -> list[Effect]:
+        match message:
+            case m.RegistryUpToDate():
+                return self._mirror.up_to_date(message)
+            case m.RegistryDelta():
+                return self._mirror.delta(message)
+            case m.SnapshotBegin():
+                return self._mirror.snapshot_begin(message, self)
+            case m.SnapshotChunk():
+                return self._mirror.snapshot_chunk(message, self)
+            case m.SnapshotEnd():
+                return self._mirror.snapshot_end(message, self)
+            case _:
+                raise AssertionError(f"{type(message).__name__} is no registry message")
 
     async def _perform(self, effects: list[Effect]) -> None:
         assert self._pump is not None

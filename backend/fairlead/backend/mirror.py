@@ -60,7 +60,7 @@ class Mirror:
     def __init__(self, held: Registry | None = None) -> None:
         self.registry = held or Registry(Position())
         self.synchronized = False
-        self._staging: _Staging | None = None
+        self._staging: dict[object, _Staging] = {}  # by link: two proxies may send at the same time
 
     @property
     def position(self) -> Position:
@@ -99,37 +99,37 @@ class Mirror:
             return [self._nack(to, Reason.REGISTRY_DIGEST_MISMATCH), Send(self.request(full=True))]
         return [Persist(changed, items, message.removals, whole=False)]
 
-    def snapshot_begin(self, message: SnapshotBegin) -> list[Effect]:
-        self._staging = None
+    def snapshot_begin(self, message: SnapshotBegin, link: object = None) -> list[Effect]:
+        self._staging.pop(link, None)
         refused = self._refusal(message.position)
         if refused:
             return refused
         if message.item_count > REGISTRY_COMMANDS_MAX or message.bytes_total > REGISTRY_BYTES_MAX:
             return [self._nack(message.position, Reason.REGISTRY_TOO_LARGE)]
-        self._staging = _Staging(message)
+        self._staging[link] = _Staging(message)
         return []
 
-    def snapshot_chunk(self, message: SnapshotChunk) -> list[Effect]:
-        staging = self._staging
+    def snapshot_chunk(self, message: SnapshotChunk, link: object = None) -> list[Effect]:
+        staging = self._staging.get(link)
         if staging is None:
             return []  # Refused at its beginning, and said so then.
         to = staging.begin.position
         if message.generation != to.generation or message.index != staging.received:
-            return self._abandon(Reason.REGISTRY_CHUNK_INVALID, f"index {message.index}")
+            return self._abandon(link, Reason.REGISTRY_CHUNK_INVALID, f"index {message.index}")
         staging.chunks += 1
         staging.received += len(message.items)
         staging.bytes_total += sum(len(raw) for raw in message.items)
         if staging.received > staging.begin.item_count or staging.bytes_total > staging.begin.bytes_total:
-            return self._abandon(Reason.REGISTRY_CHUNK_INVALID, "more than was announced")
+            return self._abandon(link, Reason.REGISTRY_CHUNK_INVALID, "more than was announced")
         items = self._decode(to, message.items)
         if not isinstance(items, tuple):
-            self._staging = None
+            del self._staging[link]
             return items
         staging.items.update({item.descriptor.name: item for item in items})
         return []
 
-    def snapshot_end(self, message: SnapshotEnd) -> list[Effect]:
-        staging, self._staging = self._staging, None
+    def snapshot_end(self, message: SnapshotEnd, link: object = None) -> list[Effect]:
+        staging = self._staging.pop(link, None)
         if staging is None:
             return []
         to = staging.begin.position
@@ -144,9 +144,9 @@ class Mirror:
             return [self._nack(to, Reason.REGISTRY_DIGEST_MISMATCH)]
         return [Persist(built, tuple(staging.items.values()), (), whole=True)]
 
-    def forget_staging(self) -> None:
-        """The link ended in the middle of a snapshot. What is held stays held."""
-        self._staging = None
+    def forget_staging(self, link: object = None) -> None:
+        """The link ended, perhaps in the middle of a snapshot. What is held stays held."""
+        self._staging.pop(link, None)
 
     def _refusal(self, offered: Position) -> list[Effect]:
         held = self.position
@@ -166,9 +166,8 @@ class Mirror:
             items.append(item)
         return tuple(items)
 
-    def _abandon(self, reason: Reason, detail: str) -> list[Effect]:
-        staging, self._staging = self._staging, None
-        assert staging is not None
+    def _abandon(self, link: object, reason: Reason, detail: str) -> list[Effect]:
+        staging = self._staging.pop(link)
         return [self._nack(staging.begin.position, reason, detail=detail)]
 
     def _nack(self, offered: Position, reason: Reason, *, command: str = "", detail: str = "") -> Send:

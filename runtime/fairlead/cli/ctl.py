@@ -68,6 +68,13 @@ def _guard(verb: Any) -> Any:
         except Failed as error:
             print(f"fairlead ctl: {error}", file=sys.stderr)
             return EXIT_FAILED
+        except (KeyError, TypeError, AttributeError) as error:
+            print(
+                f"fairlead ctl: {options.url} answered in a shape that is not known here ({error!r}): "
+                "not an ops port, or another version?",
+                file=sys.stderr,
+            )
+            return EXIT_FAILED
 
     return run
 

@@ -110,7 +110,7 @@ class Log:
         }
         if self._as_json:
             line = json.dumps(
-                {"time": stamp, "level": level, "process": self._process, "event": event, **clean},
+                {**clean, "time": stamp, "level": level, "process": self._process, "event": event},
                 default=str,
                 ensure_ascii=False,
             )

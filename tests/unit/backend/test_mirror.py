@@ -328,7 +328,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(_STEPS)
 def test_whatever_happens_the_node_ends_with_what_the_owner_holds(steps: list[tuple]) -> None:  # type: ignore[type-arg]
     """Changes as deltas and snapshots, lost messages, broken links, restarts of both: in the end they agree."""

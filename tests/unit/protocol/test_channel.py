@@ -682,7 +682,7 @@ STAGES = (
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(STAGES), st.lists(st.binary(max_size=120), max_size=5))
 def test_random_bytes_at_any_stage_are_events_and_never_exceptions(stage: str, chunks: list[bytes]) -> None:
     channel = at_stage(stage)
@@ -699,7 +699,7 @@ def test_random_bytes_at_any_stage_are_events_and_never_exceptions(stage: str, c
     assert channel.ended
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.binary(max_size=200)), max_size=6), st.integers(0, 7))
 def test_random_content_of_authentic_frames_is_events_and_never_exceptions(
     contents: list[tuple[int, bytes]], chunk: int

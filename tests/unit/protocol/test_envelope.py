@@ -270,13 +270,13 @@ def test_the_correlation_id_is_bounded() -> None:
     assert reason_of(guard().check(raw, NOW_MS)) is Reason.MALFORMED_ENVELOPE
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_and_never_raise(raw: bytes) -> None:
     assert isinstance(guard().check(raw, NOW_MS), Reject)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_a_changed_envelope_is_judged_and_never_raises(data: st.DataObject) -> None:
     raw = bytearray(Draft().pack())
@@ -292,7 +292,7 @@ _PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(MessageType), st.lists(_PLAIN, max_size=6), st.sampled_from(Role))
 def test_any_body_of_any_type_is_judged_and_never_raises(number: int, body: list[Any], role: Role) -> None:
     guard(role).check(replace(Draft(), number=int(number), body=body).pack(), NOW_MS)

@@ -82,7 +82,7 @@ def test_any_valid_descriptor_has_one_encoding(descriptor: Descriptor) -> None:
     assert decode_item(sent.canonical) == sent
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_descriptor_and_never_raise(raw: bytes) -> None:
     found = decode_item(raw)
@@ -90,7 +90,7 @@ def test_random_bytes_are_no_descriptor_and_never_raise(raw: bytes) -> None:
     assert found.reason is Reason.DESCRIPTOR_INVALID
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
 def test_changed_bytes_are_refused_or_another_descriptor(data: st.DataObject) -> None:
     """There are no two byte strings for one digest: what differs is refused or differs in its digest."""

@@ -69,7 +69,7 @@ def test_what_is_not_plain_is_quoted(value: object, text: str) -> None:
     assert text_of(k=value) == f"k={text}"
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.text())
 def test_no_value_makes_a_second_line_or_a_second_field(value: str) -> None:
     """Whatever a stranger sends: an id, a header, a detail."""
@@ -86,7 +86,7 @@ def test_no_value_makes_a_second_line_or_a_second_field(value: str) -> None:
         assert json.loads(fields[1][1]) == value
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.text())
 def test_a_json_line_is_one_line_and_gives_the_value_back(value: str) -> None:
     log, sink = make(as_json=True)

@@ -46,6 +46,7 @@ from fairlead.runtime.world import World
 
 CLAIM_MAX: Final = 256
 REPORTS_WAITING_MAX: Final = 10_000
+ACKS_MAX: Final = 64  # so many ids, however long, fit the smallest payload
 TURNED_DOWN_PAUSE_S: Final = 0.25
 REDELIVER_AFTER_S: Final = 5.0
 TICK_S: Final = 1.0
@@ -388,8 +389,9 @@ class Dispatcher:
                 acks.setdefault(link, []).append((report.run_id, report.fence))
             await self._after_settling(report, outcome)
         for link, runs in acks.items():
-            if not link.ended.is_set():
-                link.send(m.ResultAck(tuple(runs)))
+            for start in range(0, len(runs), ACKS_MAX):
+                if not link.ended.is_set():
+                    link.send(m.ResultAck(tuple(runs[start : start + ACKS_MAX])))
         if self.pending_total:
             self._claimable.set()
 

@@ -113,7 +113,7 @@ class Edge:
         """Bind every listener (OSError if one cannot be), then serve until drained or cancelled."""
         try:
             for listener in self._config.listeners:
-                self._bound[listener.name] = await self._world.listen_tcp(listener.host, listener.port)
+                self._bound[listener.name] = await self._bind(listener)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._expire_pools)
                 async with trio.open_nursery() as serving:
@@ -125,6 +125,13 @@ class Edge:
             for bound in self._bound.values():
                 bound.close()
             self._pools.close()
+
+    async def _bind(self, listener: ListenerConfig) -> Listener:
+        try:
+            return await self._world.listen_tcp(listener.host, listener.port)
+        except OSError as error:
+            where = f"{listener.name}: cannot listen on {listener.host}:{listener.port}"
+            raise OSError(error.errno, f"{where}: {error.strerror}") from error
 
     def drain(self) -> None:
         """Stop accepting; let those who are here finish. `run` returns when the last has."""

@@ -47,6 +47,15 @@ BEGIN
     SELECT RAISE(ABORT, 'terminal state is immutable');
 END;
 
+-- INSERT OR REPLACE would be a way around: it deletes the old row without firing triggers.
+CREATE TRIGGER runs_terminal_not_replaced BEFORE INSERT ON runs
+WHEN EXISTS (
+    SELECT 1 FROM runs WHERE run_id = NEW.run_id AND status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'EXPIRED')
+)
+BEGIN
+    SELECT RAISE(ABORT, 'terminal state is immutable');
+END;
+
 CREATE TABLE attempts (
     run_id         TEXT NOT NULL,
     fence          INTEGER NOT NULL,
