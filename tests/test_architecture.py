@@ -44,6 +44,7 @@ PURE = [
     "proxy/fairlead/proxy/control/admission.py",
     "proxy/fairlead/proxy/control/nodes.py",
     "proxy/fairlead/proxy/control/registry.py",
+    "proxy/fairlead/proxy/control/settings.py",
     "proxy/fairlead/proxy/control/sync.py",
     "proxy/fairlead/proxy/dispatch/fleet.py",
     "proxy/fairlead/proxy/dispatch/submit.py",
@@ -125,6 +126,29 @@ def test_parts_of_the_proxy_know_each_other_only_as_drawn() -> None:
                     assert module == "fairlead.proxy.store.interface", (
                         f"{name(path)}:{line}: only the interface"
                     )
+
+
+def test_no_import_cycles() -> None:
+    """Not even for types: what two files need of each other belongs in a third, or behind an interface."""
+    modules = {
+        ".".join(("fairlead", *path.relative_to(ROOT).with_suffix("").parts[2:])): path
+        for path in every_source()
+    }
+    graph = {
+        module: {other for other, _, _ in imports(path) if other in modules}
+        for module, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail[trail.index(module) :], module))
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
 def test_pure_files_do_no_io_and_never_wait() -> None:

@@ -264,6 +264,11 @@ def test_revoke_and_a_new_key(fleet: Fleet) -> None:
     assert fleet.node_state("lobby-2")["last_end"]["reason"] == "IDENTITY_REVOKED"
     until(lambda: fleet.rejects(Reason.IDENTITY_REVOKED) >= 2, "it dials again in vain", more=fleet.tails)
     fleet.serves()
+    fleet.kill(PROXY)  # a restart gives nothing back
+    fleet.restart(PROXY)
+    until(lambda: fleet.rejects(Reason.IDENTITY_REVOKED) >= 1, "it dials again in vain", more=fleet.tails)
+    until(lambda: fleet.node_state("lobby-1")["registry"]["synchronized"], "the other is back")
+    assert fleet.node_state("lobby-2")["connected"] is False
     fleet.kill("lobby-2")
     made = run_cli(
         "secret", "node-key", "lobby-2", "--epoch", "1", environ={"SECURITY_PROXY_SECRET": fleet.secret}

@@ -525,6 +525,10 @@ async def test_terminal_states_are_immutable_by_plain_sql(
         database.execute(f"UPDATE runs SET {change}")
     with pytest.raises(sqlite3.IntegrityError, match="immutable"):
         database.execute("UPDATE OR REPLACE runs SET status = 'RUNNING' WHERE run_id = 'r1'")
+    columns = [row[1] for row in database.execute("PRAGMA table_info(runs)")]
+    values = ", ".join("'RUNNING'" if column == "status" else column for column in columns)
+    with pytest.raises(sqlite3.IntegrityError, match="immutable"):
+        database.execute(f"INSERT OR REPLACE INTO runs SELECT {values} FROM runs WHERE run_id = 'r1'")
     database.close()
 
 

@@ -16,6 +16,7 @@ A channel that has ended stays ended. Any exception other than AssertionError (o
 
 from __future__ import annotations
 
+import abc
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class _State(enum.Enum):
     ENDED = enum.auto()
 
 
-class Channel:
+class Channel(abc.ABC):
     """Common to both sides; make a `DiallerChannel` or a `ResponderChannel`."""
 
     def __init__(self, our_id: str, bounds: ChannelLimits) -> None:
@@ -145,8 +146,9 @@ class Channel:
             return Reject(Reason.LINK_TRUNCATED, "the connection ended without an authenticated close")
         return Reject(Reason.HANDSHAKE_CLOSED, f"while {before.name.lower().replace('_', ' ')}")
 
+    @abc.abstractmethod
     def _advance_handshake(self, events: list[Event], now_ms: int) -> bool:
-        raise NotImplementedError  # pragma: no cover - both sides define it
+        """One step on this side, if its bytes are there. False: more bytes are needed, or it ended."""
 
     def _handshake_message(self, events: list[Event]) -> bytes | None:
         """The next length-prefixed handshake message, once it is complete."""

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
 import trio
 
 from fairlead.protocol import messages as m
-from fairlead.protocol.envelope import ChannelLimits, encode_body
+from fairlead.protocol.envelope import encode_body
 from fairlead.protocol.keys import Role
 from fairlead.protocol.limits import DETAIL_CHARS_MAX
 from fairlead.protocol.reasons import Reason, Refused, Reject
@@ -22,6 +21,7 @@ from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyR
 from fairlead.proxy.control.link import NodeLink, serve
 from fairlead.proxy.control.nodes import NodeRecord, NodeState, NodeTable
 from fairlead.proxy.control.registry import Change, RegistryOwner
+from fairlead.proxy.control.settings import ControlSettings
 from fairlead.proxy.store.interface import NodeOverride, Report, Store
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.version import SOFTWARE
@@ -29,19 +29,6 @@ from fairlead.runtime.world import World
 
 FANOUT_YIELD_EVERY: Final = 50
 REFUSALS_TOLD_MAX: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class ControlSettings:
-    """What control needs of the configuration."""
-
-    proxy_id: str
-    bounds: ChannelLimits
-    handshake_timeout_s: float
-    heartbeat_interval_ms: int
-    node_timeout_s: float
-    lease_ms: int
-    grants: Mapping[str, tuple[str, ...]]  # node id or prefix* -> namespaces
 
 
 class Dispatch(Protocol):

@@ -7,7 +7,7 @@ decides; this file only moves it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
@@ -21,21 +21,38 @@ from fairlead.protocol.channel import (
     ResponderChannel,
 )
 from fairlead.protocol.reasons import Reason, Reject
-from fairlead.proxy.control.nodes import NodeRecord
+from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing
+from fairlead.proxy.control.nodes import NodeTable
+from fairlead.proxy.control.settings import ControlSettings
 from fairlead.runtime.link import LinkPump
+from fairlead.runtime.observer import Observer
 from fairlead.runtime.streams import ByteStream
-
-if TYPE_CHECKING:
-    from fairlead.proxy.control.control import Control
+from fairlead.runtime.world import World
 
 NOTICES_MAX = 20
 WRITE_TIMEOUT_S = 10.0
 
 
+class LinkOwner(Protocol):
+    """What a link needs of whoever owns it (`control.Control`)."""
+
+    world: World
+    observer: Observer
+    settings: ControlSettings
+    keys: KeyRing
+    slots: HandshakeSlots
+    first_messages: FirstMessages
+    nodes: NodeTable
+
+    async def on_message(self, link: NodeLink, message: m.Message, correlation_id: str) -> None: ...
+    def on_lost(self, link: NodeLink, ended: Reject) -> None: ...
+    def count_reject(self, node_id: str, reason: Reason) -> None: ...
+
+
 class NodeLink:
     """A link that exists. Others send through it; it never makes them wait."""
 
-    def __init__(self, control: Control, pump: LinkPump, established: Established, address: str) -> None:
+    def __init__(self, control: LinkOwner, pump: LinkPump, established: Established, address: str) -> None:
         self._control, self._pump, self.established = control, pump, established
         self.address = address
         self.node_id = established.identity
@@ -95,7 +112,7 @@ class NodeLink:
         self._refuse(reason, detail)
 
 
-async def serve(control: Control, stream: ByteStream) -> None:
+async def serve(control: LinkOwner, stream: ByteStream) -> None:
     """One accepted connection on the control port, from its first byte to its last."""
     address = stream.peer_host
     refused = control.slots.take(address)
@@ -126,7 +143,7 @@ async def serve(control: Control, stream: ByteStream) -> None:
     control.on_lost(link, ended)
 
 
-async def _handshake(control: Control, stream: ByteStream) -> tuple[LinkPump, Established | Rejected]:
+async def _handshake(control: LinkOwner, stream: ByteStream) -> tuple[LinkPump, Established | Rejected]:
     world, settings = control.world, control.settings
     channel = ResponderChannel(
         our_id=settings.proxy_id,
@@ -137,6 +154,3 @@ async def _handshake(control: Control, stream: ByteStream) -> tuple[LinkPump, Es
     )
     pump = LinkPump(world, stream, channel, write_timeout_s=WRITE_TIMEOUT_S)
     return pump, await pump.handshake(settings.handshake_timeout_s)
-
-
-__all__ = ["NodeLink", "NodeRecord", "serve"]

@@ -29,6 +29,7 @@ from fairlead.proxy.control.link import NodeLink
 from fairlead.proxy.control.nodes import NodeRecord
 from fairlead.proxy.dispatch.fleet import Fleet, Outstanding, Slot
 from fairlead.proxy.dispatch.submit import Planned
+from fairlead.proxy.dispatch.waiters import Waiters
 from fairlead.proxy.store.interface import (
     Accepted,
     Assignment,
@@ -64,12 +65,6 @@ class DispatchSettings:
     kill_switch: bool
 
 
-@dataclass(slots=True)
-class _Wait:
-    event: trio.Event
-    result: dict[str, Any] | None = None
-
-
 class Dispatcher:
     """Accepts, delivers, settles."""
 
@@ -95,7 +90,7 @@ class Dispatcher:
         self._renewals: deque[tuple[str, list[tuple[str, int]]]] = deque()
         self._reported, self._claimable, self._renewable = trio.Event(), trio.Event(), trio.Event()
         self._settled = trio.Event()  # replaced after every batch
-        self._waits: dict[str, list[_Wait]] = {}
+        self._waiters = Waiters(store)
         self.store_failing_since_s: float | None = None
         metrics = observer.metrics
         self._accepted = metrics.counter("runs_accepted_total", "Runs accepted durably.")
@@ -282,7 +277,7 @@ class Dispatcher:
             )
             if each.status.terminal:
                 self._count_end(each.status, each.reason)
-                await self._wake(each.run_id, each.parent_id if each.parent_status else "")
+                await self._waiters.wake(each.run_id, each.parent_id if each.parent_status else "")
         if ended:
             await self._refresh_pending()
         slot = Slot(link.node_id, link.incarnation, record.capacity)
@@ -418,13 +413,15 @@ class Dispatcher:
                     level="info",
                 )  # fmt: skip
             result = None
-            if report.run_id in self._waits:
+            if self._waiters.interested(report.run_id):
                 result = {
                     "run_id": report.run_id, "status": outcome.status.value,
                     "result": msgspec.json.decode(report.value_json) if report.completed else None,
                     "reason": report.reason, "detail": report.detail, "node_id": report.node_id,
                 }  # fmt: skip
-            await self._wake(report.run_id, outcome.parent_id if outcome.parent_status else "", result)
+            await self._waiters.wake(
+                report.run_id, outcome.parent_id if outcome.parent_status else "", result
+            )
             if outcome.parent_status is not None:
                 why = None if outcome.parent_status is RunStatus.COMPLETED else Reason.CHILD_FAILED
                 self._count_end(outcome.parent_status, why)
@@ -432,41 +429,9 @@ class Dispatcher:
     def _count_end(self, status: RunStatus, reason: Reason | None) -> None:
         self._ended.inc(status.value, reason.value if reason else "")
 
-    # -- waiting callers
-
     async def wait(self, run_ids: Sequence[str], timeout_s: float) -> dict[str, dict[str, Any]]:
         """What is known of the runs once all have ended, or when the time is up. Missing: not ended."""
-        waits: dict[str, _Wait] = {}
-        try:
-            for run_id in run_ids:
-                wait = waits[run_id] = _Wait(trio.Event())
-                self._waits.setdefault(run_id, []).append(wait)
-            # A run may have ended before we listened.
-            for run_id, known in (await self._store.results(run_ids)).items():
-                if RunStatus(known["status"]).terminal:
-                    waits[run_id].result = known
-                    waits[run_id].event.set()
-            with trio.move_on_after(timeout_s):
-                for wait in waits.values():
-                    await wait.event.wait()
-        finally:
-            for run_id, wait in waits.items():
-                listeners = self._waits.get(run_id, [])
-                if wait in listeners:
-                    listeners.remove(wait)
-                if not listeners:
-                    self._waits.pop(run_id, None)
-        return {run_id: wait.result for run_id, wait in waits.items() if wait.result is not None}
-
-    async def _wake(self, run_id: str, parent_id: str, result: dict[str, Any] | None = None) -> None:
-        for identifier, known in ((run_id, result), (parent_id, None)):
-            if not identifier or identifier not in self._waits:
-                continue
-            if known is None:
-                known = (await self._store.results([identifier])).get(identifier)
-            for wait in self._waits.get(identifier, ()):
-                wait.result = known
-                wait.event.set()
+        return await self._waiters.wait(run_ids, timeout_s)
 
     # -- upkeep
 
@@ -514,7 +479,7 @@ class Dispatcher:
                 assert each.reason is not None
                 self._count_end(each.status, each.reason)
                 self._observer.refused(each.reason, "", run=each.run_id, node=each.node_id, level="info")
-                await self._wake(each.run_id, each.parent_id if each.parent_status else "")
+                await self._waiters.wake(each.run_id, each.parent_id if each.parent_status else "")
         if ended:
             await self._refresh_pending()
 
