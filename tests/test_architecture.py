@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.protocol.reasons import Reason
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "protocol": ROOT / "protocol/fairlead/protocol",
@@ -194,6 +196,13 @@ def test_every_module_says_what_it_owns() -> None:
         text = ast.get_docstring(ast.parse(path.read_text()))
         assert text, f"{name(path)} has no docstring"
         assert len(text) > 30, f"{name(path)} says too little"
+
+
+def test_every_reason_is_given_somewhere() -> None:
+    """A code that nothing refuses with would promise operators what cannot happen."""
+    text = "".join(path.read_text() for path in every_source() if path.name != "reasons.py")
+    for reason in Reason:
+        assert f"Reason.{reason.name}" in text or reason is Reason.UNKNOWN_REASON, reason
 
 
 def test_nothing_is_called_by_a_name_that_says_nothing() -> None:

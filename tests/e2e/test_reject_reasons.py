@@ -46,10 +46,7 @@ NOT_BY_A_SOCKET = {
     Reason.LINK_CLOSED: "a planned end is no refusal: it is logged and shown, not counted",
     Reason.STORE_UNAVAILABLE: "needs a disk that fails",
     Reason.BACKEND_NONE_AVAILABLE: "a listener without a backend is refused with the configuration",
-    Reason.EDGE_DRAINING: "nothing refuses with it yet: a draining listener is closed, not answered",
-    Reason.OPS_RATE_LIMIT: "nothing refuses with it yet",
     Reason.INTERNAL_ERROR: "a defect by definition; asserted to stay at zero",
-    Reason.SECRET_WEAK: "refused with the configuration, before anything listens",
 }
 
 _provoked: set[Reason] = set()
@@ -1195,6 +1192,20 @@ def lied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lied]:
         with closing(made.proxy):
             fleet.processes["lobby-1"].start()
             yield made
+
+
+def test_a_node_without_a_proxy_says_so_and_dials_again(tmp_path: Path) -> None:
+    with closing(Fleet(tmp_path, nodes=("lobby-1",))) as fleet:
+        fleet.processes["lobby-1"].start()
+        until(
+            lambda: fleet.rejects(Reason.PROXY_UNREACHABLE, "lobby-1") >= 2, "it dialled twice",
+            more=fleet.tails,
+        )  # fmt: skip
+        assert fleet.refusals_logged(Reason.PROXY_UNREACHABLE, "lobby-1")
+        _provoked.add(Reason.PROXY_UNREACHABLE)
+        fleet.processes[PROXY].start()
+        fleet.wait_ready()
+        fleet.serves()
 
 
 def test_a_node_refuses_commands_before_it_is_synchronized(lied: Lied) -> None:

@@ -133,10 +133,10 @@ class ProxyLink:
             with trio.fail_after(self._settings.connect_timeout_s):
                 stream = await self._world.connect_tcp(self.host, self.port)
         except trio.TooSlowError:
-            return Reject(Reason.HANDSHAKE_TIMEOUT, f"{self.host}:{self.port} did not accept in time")
+            return Reject(Reason.PROXY_UNREACHABLE, f"{self.host}:{self.port} did not accept in time")
         except OSError as error:
             detail = f"cannot connect to {self.host}:{self.port}: {error.strerror or error}"
-            return Reject(Reason.HANDSHAKE_CLOSED, detail)
+            return Reject(Reason.PROXY_UNREACHABLE, detail)
         try:
             return await self._serve(stream)
         finally:

@@ -25,7 +25,6 @@ class Family(enum.StrEnum):
     EDGE = "edge"  # client bytes
     OPS = "ops"  # the operators' HTTP surface
     SECURITY = "security"  # trust, identity, tenants
-    CONFIG = "config"  # refused before anything listens
 
 
 class ResponseClass(enum.StrEnum):
@@ -58,6 +57,7 @@ class Reason(enum.StrEnum):
     HANDSHAKE_LIMIT = "HANDSHAKE_LIMIT"
     HANDSHAKE_ADDRESS_LIMIT = "HANDSHAKE_ADDRESS_LIMIT"
     HANDSHAKE_CLOSED = "HANDSHAKE_CLOSED"
+    PROXY_UNREACHABLE = "PROXY_UNREACHABLE"
     HANDSHAKE_REPLAYED = "HANDSHAKE_REPLAYED"
     IDENTITY_NOT_LISTED = "IDENTITY_NOT_LISTED"
     IDENTITY_REVOKED = "IDENTITY_REVOKED"
@@ -153,7 +153,6 @@ class Reason(enum.StrEnum):
     BACKEND_CLOSED_EARLY = "BACKEND_CLOSED_EARLY"
     BACKEND_RESPONSE_MALFORMED = "BACKEND_RESPONSE_MALFORMED"
     RELAY_IDLE_TIMEOUT = "RELAY_IDLE_TIMEOUT"
-    EDGE_DRAINING = "EDGE_DRAINING"
     # -- ops
     UNAUTHENTICATED = "UNAUTHENTICATED"
     ROUTE_UNKNOWN = "ROUTE_UNKNOWN"
@@ -161,12 +160,9 @@ class Reason(enum.StrEnum):
     QUERY_INVALID = "QUERY_INVALID"
     NODE_UNKNOWN = "NODE_UNKNOWN"
     NODE_NOT_CONNECTED = "NODE_NOT_CONNECTED"
-    OPS_RATE_LIMIT = "OPS_RATE_LIMIT"
     INTERNAL_ERROR = "INTERNAL_ERROR"
     # -- security
     SECURITY_MISSING_IDENTITY_ENVELOPE = "security_missing_identity_envelope"
-    # -- config
-    SECRET_WEAK = "SECRET_WEAK"
     # -- from outside
     UNKNOWN_REASON = "UNKNOWN_REASON"
 
@@ -203,6 +199,9 @@ TRAITS: dict[Reason, Traits] = {
     Reason.HANDSHAKE_CLOSED: _row(
         _F.HANDSHAKE, _R, 400, "the peer closed before the handshake was finished",
         "On a node: the proxy refused; its log names the reason (most often a wrong secret). On a proxy: a port scan."),
+    Reason.PROXY_UNREACHABLE: _row(
+        _F.HANDSHAKE, _R, 503, "the proxy does not accept connections at that address",
+        "Is the proxy running? Compare `proxies` on the node with [messaging] host and port. It is dialled again by itself."),
     Reason.HANDSHAKE_REPLAYED: _row(
         _F.HANDSHAKE, _B, 409, "the first handshake message was seen before",
         "Somebody replays recorded bytes. No link came of it; look at the address."),
@@ -439,8 +438,6 @@ TRAITS: dict[Reason, Traits] = {
         _F.EDGE, _B, 502, "the backend's answer is malformed", "Look at the backend: its answer was not forwarded."),
     Reason.RELAY_IDLE_TIMEOUT: _row(
         _F.EDGE, _R, 408, "nothing moved on the connection in time", "Nothing to do, or raise limits.tcp_idle_timeout_s."),
-    Reason.EDGE_DRAINING: _row(
-        _F.EDGE, _R, 503, "this proxy is draining", "Connect again; another proxy or the restarted one will take it."),
     # -- ops
     Reason.UNAUTHENTICATED: _row(
         _F.OPS, _B, 401, "no valid operator key", "Send x-ops-key. The demo's key is in data/demo.env."),
@@ -449,16 +446,11 @@ TRAITS: dict[Reason, Traits] = {
     Reason.QUERY_INVALID: _row(_F.OPS, _B, 400, "a query parameter is malformed", "Read the detail."),
     Reason.NODE_UNKNOWN: _row(_F.OPS, _B, 404, "no such node", "List nodes: `fairlead ctl nodes`."),
     Reason.NODE_NOT_CONNECTED: _row(_F.OPS, _R, 409, "the node has no link now", "Start it; the action is repeated when it is back only if it says so."),
-    Reason.OPS_RATE_LIMIT: _row(_F.OPS, _R, 429, "too many operator calls", "Retry after the time given."),
     Reason.INTERNAL_ERROR: _row(
         _F.OPS, _U, 500, "a defect in Fairlead", "Look at the log under the correlation id and report it."),
     # -- security
     Reason.SECURITY_MISSING_IDENTITY_ENVELOPE: _row(
         _F.SECURITY, _B, 401, "the delivery carries no identity", "Inject the identity envelope at the proxy, then submit again."),
-    # -- config
-    Reason.SECRET_WEAK: _row(
-        _F.CONFIG, _B, 500, "a secret is shorter than 32 random bytes, or a known default",
-        "Make one: `fairlead secret new`."),
     # -- from outside
     Reason.UNKNOWN_REASON: _row(
         _F.OPS, _B, 500, "a reason this version does not know", "A newer peer; read its text in the detail. Not retried."),

@@ -42,6 +42,8 @@ from fairlead.proxy.ops.health import Health
 from fairlead.proxy.ops.ops import Ops
 from fairlead.proxy.store.sqlite.migrate import migrate
 from fairlead.proxy.store.sqlite.store import SqliteStore
+from fairlead.runtime.http.answer import answer_bytes
+from fairlead.runtime.http.message import problem
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.process import ServiceManager
@@ -224,7 +226,9 @@ class Proxy:
         async def serve(stream: ByteStream) -> None:
             await serve_connection(stream, ops.handle, limits, self._world, self._observer, server="ops")
 
-        await self._serve(serving, listener, serve, OPS_CONNECTIONS_MAX, "ops")
+        full = problem(Reason.CONNECTION_LIMIT, f"{OPS_CONNECTIONS_MAX} operators' connections", "")
+        refusal = answer_bytes(full, b"GET", False, "", self._world.wall_ms())
+        await self._serve(serving, listener, serve, OPS_CONNECTIONS_MAX, "ops", refusal)
         return listener
 
     async def _listen_control(self, serving: trio.Nursery, control: Control) -> Listener | None:
@@ -242,12 +246,13 @@ class Proxy:
         per_connection: Callable[[ByteStream], Awaitable[None]],
         connections_max: int,
         name: str,
+        refusal: bytes = b"",
     ) -> None:
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             try:
                 await serve_listener(
                     listener, per_connection, self._observer, connections_max=connections_max, name=name,
-                    task_status=task_status,
+                    refusal=refusal, task_status=task_status,
                 )  # fmt: skip
             finally:
                 listener.close()
