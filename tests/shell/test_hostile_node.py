@@ -572,3 +572,70 @@ async def test_namespaces_that_were_not_granted_stay_out(autojump_clock: MockClo
         ("fairlead:transfer", Reason.NAMESPACE_NOT_GRANTED.value)
     ]
     assert set(proxy.control.registry.registry.items) == {"t:do"}
+
+
+# -- races and lost messages
+
+
+class SlowSettling(SqliteStore):
+    """A store whose settling can be held up, as a full disk queue would."""
+
+    gate: trio.Event | None = None
+
+    async def settle(self, reports: Any, now_ms: int) -> Any:
+        if self.gate is not None:
+            await self.gate.wait()
+        return await super().settle(reports, now_ms)
+
+
+async def test_what_was_given_back_is_not_delivered_to_a_node_that_returns_meanwhile(
+    autojump_clock: MockClock, proxy: Proxy
+) -> None:
+    """The link ends between a claim's commit and its delivery, so the run goes back to the queue. The node returns
+    before the store knows: it must not be given the old attempt, or the run could be executed twice."""
+    node = await HostileNode(proxy, "n1").join()
+    store = proxy.store
+    store.__class__ = SlowSettling
+    assert isinstance(store, SlowSettling)
+    store.gate = trio.Event()
+    link = proxy.dispatcher._links["n1"]
+    accept = store.accept
+
+    async def accept_and_lose_the_link(runs: Any) -> Any:
+        outcomes = await accept(runs)
+        proxy.dispatcher.node_lost(link)
+        return outcomes
+
+    store.accept = accept_and_lose_the_link  # type: ignore[method-assign]
+    await proxy.submit("precious", "n1")
+    store.accept = accept  # type: ignore[method-assign]
+    node.vanish()
+    again = await HostileNode(proxy, "n1").join()
+    await trio.sleep(1)
+    assert not [each for each in again.heard if isinstance(each, m.Deliver)]
+    store.gate.set()
+    assert (await again.delivery("precious")).fence == 2
+    await again.say(again.result("precious", 2))
+    assert (await proxy.ended("precious"))["status"] == "COMPLETED"
+
+
+async def test_a_lost_push_is_healed_by_the_next_heartbeat(autojump_clock: MockClock, proxy: Proxy) -> None:
+    """A node that says it holds something else than it acknowledged is sent what it lacks."""
+    node = await HostileNode(proxy, "n1").join()
+    held = node.mirror.position
+    node.mirror = Mirror()
+    await node.say(m.Heartbeat(1, 0, 0, 8, node.mirror.position))
+    await proxy.until(lambda: node.mirror.position == held)
+    assert proxy.control.is_synchronized("n1")
+
+
+async def test_the_time_a_run_took_is_measured(autojump_clock: MockClock, proxy: Proxy) -> None:
+    node = await HostileNode(proxy, "n1").join()
+    await proxy.submit("r1", "n1")
+    delivered = await node.delivery("r1")
+    await trio.sleep(3)
+    await node.say(node.result("r1", delivered.fence))
+    await proxy.ended("r1")
+    seconds = proxy.dispatcher._seconds.cell()
+    assert seconds.count == 1
+    assert 2.5 < seconds.total < 4

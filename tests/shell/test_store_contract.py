@@ -246,7 +246,9 @@ async def test_no_run_is_claimed_twice(store: SqliteStore) -> None:
 
 async def test_a_result_ends_the_run_and_its_value_is_kept(store: SqliteStore) -> None:
     await store.accept([new(assignment=pinned())])
-    assert await settle(store, done()) == Settled("r1", Verdict.SETTLED, RunStatus.COMPLETED)
+    assert await settle(store, done()) == Settled(
+        "r1", Verdict.SETTLED, RunStatus.COMPLETED, accepted_at_ms=T0
+    )
     found = await shown(store)
     assert (found["status"], found["result"], found["reason"], found["finished_at_ms"]) == (
         "COMPLETED", {"v": 1}, "", T0 + 100,
@@ -459,10 +461,10 @@ async def test_a_parent_ends_with_its_last_child(store: SqliteStore) -> None:
     (two,) = await claim(store, "n2")
     assert (one.run_id, two.run_id) == ("p-n1", "p-n2")
     first = await settle(store, done("p-n1"))
-    assert first == Settled("p-n1", Verdict.SETTLED, RunStatus.COMPLETED, "p", None)
+    assert first == Settled("p-n1", Verdict.SETTLED, RunStatus.COMPLETED, "p", None, T0)
     assert await status(store, "p") == "RUNNING"
     last = await settle(store, done("p-n2", node="n2"))
-    assert last == Settled("p-n2", Verdict.SETTLED, RunStatus.COMPLETED, "p", RunStatus.COMPLETED)
+    assert last == Settled("p-n2", Verdict.SETTLED, RunStatus.COMPLETED, "p", RunStatus.COMPLETED, T0)
     found = await shown(store, "p")
     assert found["result"] == {"targets": 2, "failed": 0}
     assert [(each["node"], each["status"], each["result"]) for each in found["children"]] == [

@@ -172,6 +172,7 @@ class Control:
         before = record.draining
         record.beat(beat, trio.current_time())
         link.send(m.HeartbeatAck(beat.sequence, self.world.wall_ms()))
+        self._push(link, record.sync.compared(beat.registry, self.registry))
         self._dispatch.beat(link, beat.holding)
         if before != record.draining:
             self.observer.log.info("node_draining", node=link.node_id, draining=record.draining)

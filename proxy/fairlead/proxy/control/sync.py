@@ -60,6 +60,13 @@ class NodeSync:
             return self._snapshot(owner.registry)
         return self._next(owner)
 
+    def compared(self, claimed: Position, owner: RegistryOwner) -> list[Message]:
+        """A heartbeat says what the node holds. Where that is not what we believe, a push or an answer was
+        lost: start from what it says."""
+        if self.held is None or self.sent is not None or claimed == self.held:
+            return []
+        return self.requested(claimed, False, owner)
+
     def changed(self, owner: RegistryOwner) -> list[Message]:
         """The registry moved. Nothing to send while an earlier push is unanswered, or before the node asked."""
         if self.held is None or self.sent is not None:

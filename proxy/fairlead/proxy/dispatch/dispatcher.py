@@ -14,7 +14,7 @@ is durable; what was accepted is in the store and nowhere else.
 from __future__ import annotations
 
 import sqlite3
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -47,6 +47,7 @@ from fairlead.runtime.world import World
 
 CLAIM_MAX: Final = 256
 REPORTS_WAITING_MAX: Final = 10_000
+GIVEN_BACK_MAX: Final = 10_000  # far more than can be given back while one read of the store is under way
 ACKS_MAX: Final = 64  # so many ids, however long, fit the smallest payload
 TURNED_DOWN_PAUSE_S: Final = 0.25
 REDELIVER_AFTER_S: Final = 5.0
@@ -86,6 +87,8 @@ class Dispatcher:
         self._redeliver: dict[str, list[Attempt]] = {}
         self._reports: deque[tuple[NodeLink, Report]] = deque()
         self._unsent: list[Report] = []
+        # What was given back must not be delivered any more, even if the store was read just before it knew.
+        self._given_back: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._lost: deque[tuple[str, frozenset[str]]] = deque()
         self._renewals: deque[tuple[str, list[tuple[str, int]]]] = deque()
         self._reported, self._claimable, self._renewable = trio.Event(), trio.Event(), trio.Event()
@@ -146,14 +149,17 @@ class Dispatcher:
         except BaseException as error:
             self._release(runs)
             if isinstance(error, sqlite3.Error | OSError):
+                self._store_failed()
                 raise Refused(Reason.STORE_UNAVAILABLE, str(error), retry_after_s=1) from error
             raise
+        self.store_failing_since_s = None
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, Accepted) and not outcome.replayed:
                 self._accepted.inc()
-                await self._dispatch_accepted(run)
+                self._dispatch_accepted(run)
             else:
-                self._replayed.inc()
+                if isinstance(outcome, Accepted):
+                    self._replayed.inc()
                 self._release([run])
         return outcomes
 
@@ -178,7 +184,7 @@ class Dispatcher:
                 if slot is not None:
                     slot.outstanding.pop(run.run_id, None)
 
-    async def _dispatch_accepted(self, run: NewRun) -> None:
+    def _dispatch_accepted(self, run: NewRun) -> None:
         for each in run.children or (run,):
             given = each.assignment
             if given is None:
@@ -223,6 +229,9 @@ class Dispatcher:
         slot = self.fleet.slots.get(attempt.node_id)
         if slot is not None:
             slot.outstanding.pop(attempt.run_id, None)
+        self._given_back[attempt.run_id, attempt.fence] = None
+        while len(self._given_back) > GIVEN_BACK_MAX:
+            self._given_back.popitem(last=False)
         self._unsent.append(
             Report(
                 attempt.run_id, attempt.fence, attempt.node_id, False, b"", Reason.NODE_NOT_CONNECTED.value,
@@ -281,7 +290,7 @@ class Dispatcher:
         if ended:
             await self._refresh_pending()
         slot = Slot(link.node_id, link.incarnation, record.capacity)
-        held = await self._store.held_by(link.node_id)
+        held = await self._held_by(link.node_id)
         lease_until_ms = now_ms + self._settings.lease_ms
         for attempt in held:
             slot.outstanding[attempt.run_id] = Outstanding(attempt.fence, lease_until_ms, trio.current_time())
@@ -289,6 +298,10 @@ class Dispatcher:
         self._links[link.node_id] = link
         self.fleet.slots[link.node_id] = slot
         self.node_changed(record)
+
+    async def _held_by(self, node_id: str) -> list[Attempt]:
+        held = await self._store.held_by(node_id)
+        return [each for each in held if (each.run_id, each.fence) not in self._given_back]
 
     def node_changed(self, record: NodeRecord) -> None:
         """Offers, credit, registry or an operator's decision changed."""
@@ -304,7 +317,7 @@ class Dispatcher:
         slot.capacity, slot.offers = record.capacity, offers
         slot.confirmed = record.sync.confirmed
         slot.takes_new = slot.confirmed and not record.paused and not record.draining
-        if slot.confirmed:
+        if slot.confirmed and not self.kill_switch:
             for attempt in self._redeliver.pop(record.node_id, ()):
                 if attempt.run_id in slot.outstanding:
                     self._deliver(attempt, again=True)
@@ -368,6 +381,7 @@ class Dispatcher:
         unsent = self._unsent[:CLAIM_MAX]
         reports = [report for _, report in batch] + unsent
         settled = await self._store.settle(reports, self._world.wall_ms())
+        self.store_failing_since_s = None
         for _ in batch:
             self._reports.popleft()
         del self._unsent[: len(unsent)]
@@ -407,6 +421,7 @@ class Dispatcher:
         elif outcome.verdict is Verdict.SETTLED:
             assert outcome.status is not None
             self._count_end(outcome.status, parse_reason(report.reason) if report.reason else None)
+            self._seconds.observe(max(0, self._world.wall_ms() - outcome.accepted_at_ms) / 1000)
             if report.reason:
                 self._observer.refused(
                     parse_reason(report.reason), report.detail[:200], run=report.run_id, node=report.node_id,
@@ -449,7 +464,7 @@ class Dispatcher:
 
     async def _deliver_again(self, node_id: str, lost: frozenset[str]) -> None:
         """The node does not name a run that it was sent: it never saw it, or its report is on the way."""
-        for attempt in await self._store.held_by(node_id):
+        for attempt in await self._held_by(node_id):
             slot = self.fleet.slots.get(node_id)
             if attempt.run_id in lost and slot is not None and attempt.run_id in slot.outstanding:
                 self._deliver(attempt, again=True)
@@ -459,6 +474,8 @@ class Dispatcher:
         while True:
             await trio.sleep(TICK_S)
             ticks += 1
+            if self.store_failing_since_s is not None:
+                await self._guarded(self._probe_store)
             await self._guarded(self._sweep)
             await self._guarded(
                 self._refresh_pending
@@ -468,6 +485,15 @@ class Dispatcher:
             if ticks % PRUNE_EVERY_TICKS == 0:
                 before_ms = self._world.wall_ms() - self._settings.retention_ms
                 await self._guarded(self._store.prune, before_ms, PRUNE_BATCH)
+
+    async def _probe_store(self) -> None:
+        """Only a write shows that writes work again; an idle proxy makes one for that."""
+        await self._store.check(self._world.wall_ms())
+        self.store_failing_since_s = None
+
+    def _store_failed(self) -> None:
+        if self.store_failing_since_s is None:
+            self.store_failing_since_s = trio.current_time()
 
     async def _sweep(self) -> None:
         ended = await self._store.sweep(self._world.wall_ms(), self._settings.lease_ms)
@@ -490,9 +516,7 @@ class Dispatcher:
         """A failing store must not end the loops: it is counted, shown in health, and tried again."""
         try:
             await action(*arguments)
-            self.store_failing_since_s = None
         except Exception as error:  # whatever it is, the next turn must come
-            if self.store_failing_since_s is None:
-                self.store_failing_since_s = trio.current_time()
+            self._store_failed()
             self._observer.refused(Reason.STORE_UNAVAILABLE, f"{action.__name__}: {error}", level="error")
             await trio.sleep(0.2)

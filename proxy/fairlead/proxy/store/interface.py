@@ -133,6 +133,7 @@ class Settled:
     status: RunStatus | None = None
     parent_id: str = ""
     parent_status: RunStatus | None = None
+    accepted_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ def settle(db: sqlite3.Connection, reports: Sequence[Report], now_ms: int) -> li
 
 def _settle_one(db: sqlite3.Connection, report: Report, now_ms: int) -> Settled:
     row = db.execute(
-        "SELECT status, fence, node_id, parent_id FROM runs WHERE run_id = ?", (report.run_id,)
+        "SELECT status, fence, node_id, parent_id, accepted_at_ms FROM runs WHERE run_id = ?",
+        (report.run_id,),
     ).fetchone()
     if row is None:
         return Settled(report.run_id, Verdict.UNKNOWN)
@@ -188,7 +189,7 @@ def _settle_one(db: sqlite3.Connection, report: Report, now_ms: int) -> Settled:
     ended = RunStatus.COMPLETED if report.completed else RunStatus.FAILED
     value = report.value_json if report.completed else None
     parent_status = _finish(db, report.run_id, parent_id, ended, value, report.reason, report.detail, now_ms)
-    return Settled(report.run_id, Verdict.SETTLED, ended, parent_id, parent_status)
+    return Settled(report.run_id, Verdict.SETTLED, ended, parent_id, parent_status, row[4])
 
 
 def _requeue(db: sqlite3.Connection, run_id: str) -> None:
