@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import http.client
+import os
 import random
 import re
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 from tests.support.processes import PROXY, Fleet, http_call, until
 
-SEED = 20261121
+SEED = int(os.environ.get("FAIRLEAD_CHAOS_SEED", "20261121"))  # another one: another storm
 KILLS = 20
 CALLERS = 4
 SETTLE_S = 60.0
