@@ -49,6 +49,7 @@ PURE = [
     "proxy/fairlead/proxy/control/settings.py",
     "proxy/fairlead/proxy/control/sync.py",
     "proxy/fairlead/proxy/dispatch/fleet.py",
+    "proxy/fairlead/proxy/dispatch/retry.py",
     "proxy/fairlead/proxy/dispatch/submit.py",
     "proxy/fairlead/proxy/edge/admission.py",
     "proxy/fairlead/proxy/edge/body.py",

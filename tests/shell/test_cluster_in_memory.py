@@ -17,7 +17,7 @@ import trio.testing
 from tests.support.config_text import OPS_KEY, SECRET
 from tests.support.memory_world import MemoryNetwork, MemoryWorld, quiet_observer
 
-from fairlead.backend import Node
+from fairlead.backend import Node, TransientFailure
 from fairlead.backend.app import NodeProcess
 from fairlead.backend.config import NodeConfig, load_node_config
 from fairlead.proxy.app import Proxy
@@ -68,6 +68,32 @@ def handlers(effects: list[str]) -> Node:
         await trio.sleep(0.5)
         effects.append(f"{ctx.node_id}:{text}")
         return text
+
+    failures: dict[str, int] = {}
+
+    def fail_at_first(ctx: Any, times: int) -> None:
+        effects.append(f"{ctx.node_id}:attempt")
+        failures[ctx.run_id] = failures.get(ctx.run_id, 0) + 1
+        if failures[ctx.run_id] <= times:
+            raise TransientFailure(f"failure {failures[ctx.run_id]}")
+
+    @node.command("t:flaky", effect="idempotent")
+    async def flaky(ctx: Any, times: int) -> int:
+        "Fail for a passing reason, then succeed."
+        fail_at_first(ctx, times)
+        return ctx.attempt
+
+    @node.command("t:flaky-effect", effect="transactional", attempts=5)
+    async def flaky_effect(ctx: Any, times: int) -> int:
+        "The same with an effect, and attempts of its own."
+        fail_at_first(ctx, times)
+        return await ctx.transaction(lambda db: ctx.attempt)
+
+    @node.command("t:flaky-once", effect="once")
+    async def flaky_once(ctx: Any, times: int) -> int:
+        "The same, never retried."
+        fail_at_first(ctx, times)
+        return ctx.attempt
 
     @node.command("t:echo", effect="idempotent")
     async def echo(ctx: Any, text: str) -> str:
@@ -235,3 +261,51 @@ async def test_a_restarted_proxy_knows_what_it_accepted(cluster: Cluster, nurser
             break
         await trio.sleep(0.1)
     assert run["result"] == "later"
+
+
+async def test_a_passing_failure_is_retried_until_it_succeeds(cluster: Cluster) -> None:
+    ended = await cluster.dispatch("t:flaky", "any", times=2)
+    assert (ended["status"], ended["result"]) == ("COMPLETED", 3)
+    _, run = await cluster.ask(OPS, "GET", f"/api/runs/{ended['run_id']}")
+    events = [step["event"] for step in run["timeline"]]
+    assert events.count("attempt failed") == 2
+    assert events.count("retry due") == 2
+    assert run["attempts"] == 3
+
+
+async def test_retries_end_with_the_attempts_of_the_configuration(cluster: Cluster) -> None:
+    ended = await cluster.dispatch("t:flaky", "any", times=99)
+    assert (ended["status"], ended["reason"]) == ("FAILED", "HANDLER_FAILED_TRANSIENT")
+    assert len(cluster.effects) == 3
+
+
+async def test_an_effect_is_retried_on_its_own_node_with_the_commands_own_attempts(cluster: Cluster) -> None:
+    """What is not idempotent never leaves the node that may have begun it."""
+    ended = await cluster.dispatch("t:flaky-effect", "any", times=4)
+    assert (ended["status"], ended["result"]) == ("COMPLETED", 5)
+    assert len(set(cluster.effects)) == 1
+
+
+async def test_a_once_command_is_never_retried(cluster: Cluster) -> None:
+    ended = await cluster.dispatch("t:flaky-once", "any", times=1)
+    assert (ended["status"], ended["reason"]) == ("FAILED", "HANDLER_FAILED_TRANSIENT")
+    assert len(cluster.effects) == 1
+
+
+async def test_a_retry_survives_the_proxy_and_the_node(cluster: Cluster, nursery: trio.Nursery) -> None:
+    """Both die while the run waits for its next attempt."""
+    accepted = await cluster.dispatch("t:flaky-effect", "beta", wait_s=0, times=3)
+    while not cluster.effects:
+        await trio.sleep(0.001)
+    await trio.sleep(0.01)
+    for name in ("proxy", "beta"):
+        cluster.scopes[name].cancel()
+    await trio.sleep(5)
+    await cluster.start_proxy(nursery)
+    await cluster.start_node(nursery, "beta")
+    while True:
+        _, run = await cluster.ask(OPS, "GET", f"/api/runs/{accepted['run_id']}")
+        if run["status"] not in ("PENDING", "RUNNING"):
+            break
+        await trio.sleep(0.1)
+    assert run["status"] == "COMPLETED", run

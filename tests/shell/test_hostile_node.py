@@ -31,8 +31,9 @@ from fairlead.proxy.control.control import Control, ControlSettings
 from fairlead.proxy.control.nodes import NodeTable
 from fairlead.proxy.control.registry import RegistryOwner, restore
 from fairlead.proxy.dispatch.dispatcher import Dispatcher, DispatchSettings
+from fairlead.proxy.dispatch.retry import RetryPolicy
 from fairlead.proxy.dispatch.submit import Planned
-from fairlead.proxy.store.interface import NewRun
+from fairlead.proxy.store.interface import NO_RETRIES, NewRun
 from fairlead.proxy.store.sqlite.migrate import migrate
 from fairlead.proxy.store.sqlite.store import SqliteStore
 from fairlead.runtime.log import ListSink, Log
@@ -213,7 +214,11 @@ async def running_proxy(path: Path, **more: Any) -> AsyncIterator[Proxy]:
     owner = restore("fleet", 1, 0, {})
     assert isinstance(owner, RegistryOwner)
     dispatcher = Dispatcher(
-        world, observer, DispatchSettings(1_000, 5_000, 3_600_000, False), store, lambda: owner.registry
+        world,
+        observer,
+        DispatchSettings(1_000, 5_000, 3_600_000, False, RetryPolicy(True, 3, 100, 400), 1.0),
+        store,
+        lambda: owner.registry,
     )
     control = Control(
         world, observer, ControlSettings(PROXY, BOUNDS, 2.0, 1_000, 10.0, 5_000, {"n*": ("t",)}), store,
@@ -582,10 +587,10 @@ class SlowSettling(SqliteStore):
 
     gate: trio.Event | None = None
 
-    async def settle(self, reports: Any, now_ms: int) -> Any:
+    async def settle(self, reports: Any, now_ms: int, retry: Any = NO_RETRIES) -> Any:
         if self.gate is not None:
             await self.gate.wait()
-        return await super().settle(reports, now_ms)
+        return await super().settle(reports, now_ms, retry)
 
 
 async def test_what_was_given_back_is_not_delivered_to_a_node_that_returns_meanwhile(

@@ -20,12 +20,13 @@ from fairlead.proxy.store.interface import (
     NewRun,
     NodeOverride,
     Report,
+    RetryGrant,
     RunFilter,
     RunStatus,
     Settled,
     Verdict,
 )
-from fairlead.proxy.store.sqlite.migrate import SchemaUnknown, migrate
+from fairlead.proxy.store.sqlite.migrate import SchemaUnknown, migrate, migrations
 from fairlead.proxy.store.sqlite.store import SqliteStore
 from fairlead.runtime.sqlite import InlineWriter, ThreadWriter, Writer, open_connection
 
@@ -219,7 +220,7 @@ async def test_a_claim_takes_only_what_the_node_can_execute_and_what_is_in_time(
     assert await claim(store, commands=()) == []
     claimed = await claim(store, now_ms=T0 + 10, commands=("a:once",))
     assert [each.run_id for each in claimed] == ["r3"]
-    assert await store.pending_counts() == {"": 2, "n2": 1}
+    assert (await store.waiting_runs(T0)).due == {"": 2, "n2": 1}
 
 
 async def test_every_claim_raises_the_fence(store: SqliteStore) -> None:
@@ -650,3 +651,80 @@ def test_a_schema_from_the_future_is_refused_untouched(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA user_version").fetchone() == (999,)
     database.close()
+
+
+# -- retries
+
+AFTER_500 = RetryGrant(1, lambda _index, reason, _effect, failed, _max, _left: 500 if failed < 3 else None)
+
+
+async def test_a_failed_attempt_may_be_followed_by_another_later(store: SqliteStore) -> None:
+    await store.accept([new(effect="idempotent")])
+    await claim(store)
+    (settled,) = await store.settle([failed()], T0 + 100, AFTER_500)
+    assert (settled.verdict, settled.status) == (Verdict.RETRIED, RunStatus.PENDING)
+    assert await claim(store, now_ms=T0 + 599) == []
+    waiting = await store.waiting_runs(T0 + 599)
+    assert (waiting.due, waiting.delayed, waiting.next_due_at_ms) == ({}, 1, T0 + 600)
+    assert (await store.waiting_runs(T0 + 600)).due == {"": 1}
+    (again,) = await claim(store, "n2", now_ms=T0 + 600)
+    assert (again.fence, again.failed, again.is_retry) == (2, 1, True)
+    assert (await settle(store, done(fence=2, node="n2"), T0 + 700)).verdict is Verdict.SETTLED
+    assert await events(store) == [
+        "accepted", "delivered", "started", "finished", "attempt failed", "retry due", "delivered", "started",
+        "finished", "attempt completed", "completed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("effect", ["transactional", "once"])
+async def test_what_is_not_idempotent_is_retried_on_its_own_node(store: SqliteStore, effect: str) -> None:
+    await store.accept([new(effect=effect)])
+    await claim(store)
+    await store.settle([failed()], T0 + 100, AFTER_500)
+    assert await claim(store, "n2", now_ms=T0 + 5_000) == []
+    assert [each.fence for each in await claim(store, "n1", now_ms=T0 + 5_000)] == [2]
+    assert (await shown(store))["target"] == "any", "what was asked stays as it was asked"
+
+
+async def test_no_more_retries_than_the_budget_allows(store: SqliteStore) -> None:
+    await store.accept([new("r1"), new("r2")])
+    await claim(store)
+    settled = await store.settle([failed("r1"), failed("r2")], T0 + 100, AFTER_500)
+    assert [each.verdict for each in settled] == [Verdict.RETRIED, Verdict.SETTLED]
+    assert await status(store, "r2") == "FAILED"
+
+
+async def test_a_run_that_waits_for_its_retry_past_the_deadline_has_failed(store: SqliteStore) -> None:
+    """It was delivered, so it does not expire."""
+    await store.accept([new(effect="idempotent", deadline_at_ms=T0 + 1_000)])
+    await claim(store)
+    await store.settle([failed()], T0 + 900, AFTER_500)
+    (ended,) = await store.sweep(T0 + 1_000, 60_000)
+    assert (ended.status, ended.reason) == (RunStatus.FAILED, Reason.DEADLINE_EXCEEDED)
+
+
+async def test_a_report_said_twice_is_retried_once(store: SqliteStore) -> None:
+    await store.accept([new(effect="idempotent")])
+    await claim(store)
+    grant = RetryGrant(5, AFTER_500.delay_ms)
+    settled = await store.settle([failed(), failed()], T0 + 100, grant)
+    assert [each.verdict for each in settled] == [Verdict.RETRIED, Verdict.STALE]
+
+
+async def test_a_database_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
+    """Migrations run on what an older version wrote, and its runs go on."""
+    path = tmp_path / "old.db"
+    (number, text), *_ = migrations()
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(text)
+    database.execute(f"PRAGMA user_version={number}")
+    database.execute(
+        "INSERT INTO runs (run_id, tenant, command, effect, args_json, target, target_node, identity_json,"
+        " correlation_id, status, accepted_at_ms, deadline_at_ms, timeout_ms)"
+        " VALUES ('old', 't', 'a:do', 'idempotent', x'7b7d', 'any', '', x'7b7d', 'c', 'PENDING', 1, ?, 5)",
+        (T0 + 10_000,),
+    )
+    database.close()
+    store = SqliteStore(InlineWriter(path, "store", migrate))
+    assert [each.run_id for each in await claim(store, commands=["a:do"])] == ["old"]
+    await store.aclose()

@@ -61,6 +61,7 @@ class Node:
         *,
         effect: str = Effect.ONCE.value,
         timeout_s: float = 30.0,
+        attempts: int = 0,
         version: int = 1,
         aliases: Sequence[str] = (),
         permission: str = "",
@@ -73,7 +74,9 @@ class Node:
 
         `effect` says what may be concluded when nobody saw the end: "idempotent" (may run again, anywhere),
         "transactional" (its effect goes through `ctx.transaction`: exactly once) or "once" (never re-run by
-        itself). Raises HandlerInvalid at import, not at the first command.
+        itself). `attempts` bounds automatic retries, which follow only TransientFailure and time-outs and
+        never a "once" command; 0 leaves it to the proxy's configuration. Raises HandlerInvalid at import, not at
+        the first command.
         """
 
         def register(function: F) -> F:
@@ -97,6 +100,7 @@ class Node:
                 flags=int(flags),
                 effect=effect,
                 timeout_ms=round(timeout_s * 1000),
+                attempts_max=attempts,
             )
             problem = descriptor_problem(descriptor)
             if problem:

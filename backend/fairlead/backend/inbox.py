@@ -44,6 +44,8 @@ _SCHEMA = (
         name TEXT PRIMARY KEY, canonical BLOB NOT NULL
     ) WITHOUT ROWID""",
 )
+# How an attempt may have ended for another to follow. An outcome that nobody knows is not among them.
+_RETRIED_ENDS = (Reason.HANDLER_FAILED_TRANSIENT.value, Reason.HANDLER_TIMEOUT.value)
 _COLUMNS = "run_id, fence, state, completed, value_json, reason, detail, started_at_ms, finished_at_ms"
 
 
@@ -74,8 +76,10 @@ class Refuse:
 Decision = Execute | Answer | Refuse
 
 
-def decide(row: tuple[Any, ...] | None, fence: int, now_ms: int) -> Decision:
-    """Pure. What to do with a delivery, given what the inbox holds of its run (`_COLUMNS`)."""
+def decide(row: tuple[Any, ...] | None, fence: int, now_ms: int, retry: bool = False) -> Decision:
+    """Pure. What to do with a delivery, given what the inbox holds of its run (`_COLUMNS`).
+
+    `retry`: the proxy has settled the failure of the attempt before and asks for another."""
     if row is None:
         return Execute()
     run_id, known, state, completed, value_json, reason, detail, started_at_ms, finished_at_ms = row
@@ -88,6 +92,8 @@ def decide(row: tuple[Any, ...] | None, fence: int, now_ms: int) -> Decision:
         return Answer(
             Result(run_id, fence, False, b"", Reason.OUTCOME_UNKNOWN.value, why, started_at_ms, now_ms)
         )
+    if retry and not completed and fence > known and reason in _RETRIED_ENDS:
+        return Execute()
     return Answer(
         Result(run_id, fence, bool(completed), value_json, reason, detail, started_at_ms, finished_at_ms)
     )
@@ -123,7 +129,9 @@ class Inbox:
                 row = db.execute(
                     f"SELECT {_COLUMNS} FROM inbox WHERE run_id = ?", (delivery.run_id,)
                 ).fetchone()
-                decision = decide(row, delivery.fence, now_ms)
+                decision = decide(row, delivery.fence, now_ms, delivery.retry)
+                if isinstance(decision, Execute) and row is not None and row[2] == "finished":
+                    _reopen(db, delivery.run_id)
                 if isinstance(decision, Answer):
                     _store(db, decision.result, delivery.command)
                 decisions.append(decision)
@@ -305,6 +313,15 @@ def _store(db: sqlite3.Connection, result: Result, command: str) -> None:
             result.detail, result.started_at_ms, result.finished_at_ms,
         ),
     )  # fmt: skip
+
+
+def _reopen(db: sqlite3.Connection, run_id: str) -> None:
+    """A failed attempt makes room for the next one. Its fence stays used: whoever says it again is refused."""
+    db.execute(
+        "UPDATE inbox SET state = 'refused', reason = ?, detail = 'a newer attempt follows', value_json = x''"
+        " WHERE run_id = ? AND state = 'finished' AND completed = 0",
+        (Reason.FENCE_STALE.value, run_id),
+    )
 
 
 def starts_durably(effect: str) -> bool:

@@ -209,6 +209,7 @@ class Deliver(Message, frozen=True, array_like=True):
     deadline_at_ms: Count
     timeout_ms: Count
     accepted_at_ms: Count
+    retry: bool = False  # the last attempt failed and that failure is settled: execute again
 
 
 class Result(Message, frozen=True, array_like=True):

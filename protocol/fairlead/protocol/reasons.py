@@ -364,7 +364,7 @@ TRAITS: dict[Reason, Traits] = {
     Reason.HANDLER_FAILED: _row(
         _F.RUN, _B, 500, "the handler raised", "Read the detail and the node's log under the correlation id."),
     Reason.HANDLER_FAILED_TRANSIENT: _row(
-        _F.RUN, _R, 503, "the handler failed and said that trying again may help", "Submit again, or wait for the retry."),
+        _F.RUN, _R, 503, "the handler failed and said that trying again may help", "It was retried as far as [retry] allows (see the timeline). Mend what it waits for, then submit again."),
     Reason.HANDLER_TIMEOUT: _row(
         _F.RUN, _R, 504, "the handler did not finish in its time",
         "Raise the command's timeout_s, or look at what it waits for. It had no lasting effect through its transaction."),

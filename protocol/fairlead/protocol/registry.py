@@ -66,7 +66,7 @@ class Descriptor(msgspec.Struct, frozen=True, array_like=True):
     flags: int = 0
     effect: str = Effect.ONCE.value
     timeout_ms: int = 30_000
-    attempts_max: int = 1
+    attempts_max: int = 0  # 0: as the proxy is configured
     runs_on: str = "node"
 
     @property
@@ -134,8 +134,8 @@ def descriptor_problem(descriptor: Descriptor) -> str | None:
         return f"effect {descriptor.effect!r} must be one of {', '.join(Effect)}"
     if not 1 <= descriptor.timeout_ms <= 3_600_000:
         return "timeout must be from 1 ms to 1 hour"
-    if not 1 <= descriptor.attempts_max <= 20:
-        return "attempts_max must be from 1 to 20"
+    if not 0 <= descriptor.attempts_max <= 20:
+        return "attempts_max must be from 0 (as configured) to 20"
     if descriptor.runs_on not in ("node", "proxy"):
         return "runs_on must be node or proxy"
     return None

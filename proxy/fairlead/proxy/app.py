@@ -31,6 +31,7 @@ from fairlead.proxy.control.control import Control, ControlSettings
 from fairlead.proxy.control.nodes import NodeTable
 from fairlead.proxy.control.registry import restore
 from fairlead.proxy.dispatch.dispatcher import Dispatcher, DispatchSettings
+from fairlead.proxy.dispatch.retry import RetryPolicy
 from fairlead.proxy.dispatch.submit import SubmitLimits
 from fairlead.proxy.edge.http import LocalRoutes
 from fairlead.proxy.edge.listen import Edge
@@ -146,6 +147,11 @@ class Proxy:
             DispatchSettings(
                 config.dispatch.pending_max, config.dispatch.lease_ms,
                 config.dispatch.retention_hours * 3_600_000, config.dispatch.kill_switch,
+                RetryPolicy(
+                    config.reliability.enable_retry, config.retry.max_attempts, config.retry.base_delay_ms,
+                    config.retry.max_delay_ms,
+                ),
+                config.retry.budget_percent / 100,
             ),
             store, lambda: owner.registry,
         )  # fmt: skip

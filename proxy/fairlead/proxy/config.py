@@ -25,6 +25,7 @@ from fairlead.proxy.config_sections import (
     Observability,
     RateLimits,
     Reliability,
+    Retry,
     Routing,
     Security,
     StoreConfig,
@@ -61,6 +62,7 @@ class ProxyConfig(Configuration):
     messaging: Messaging = Messaging()
     observability: Observability = Observability()
     dispatch: Dispatch = Dispatch()
+    retry: Retry = Retry()
     reliability: Reliability = Reliability()
     store: StoreConfig = StoreConfig()
     logging: Logging = Logging()
@@ -219,6 +221,14 @@ def _relations(config: ProxyConfig) -> Iterator[Finding]:
             dispatch.args_bytes_max,
             f"does not fit a message (allowed: at most messaging.control_max_payload - 4096 = {room})",
             "lower it, or raise messaging.control_max_payload on proxy and nodes",
+        )
+    retry = config.retry
+    if retry.base_delay_ms > retry.max_delay_ms:
+        yield Finding(
+            ("retry.base_delay_ms", "retry.max_delay_ms"),
+            retry.base_delay_ms,
+            f"is longer than max_delay_ms (allowed: at most {retry.max_delay_ms})",
+            "lower it, or raise max_delay_ms",
         )
     if dispatch.deadline_default_ms > dispatch.deadline_max_ms:
         yield Finding(

@@ -261,6 +261,19 @@ class Dispatch(Section):
     """Whether clients' HTTP listeners serve /api/dispatch and /api/runs/ID too."""
 
 
+class Retry(Section):
+    """[retry]: automatic attempts after one that failed for a passing reason."""
+
+    max_attempts: int = Field(3, ge=1, le=20)
+    """How many attempts a run has, the first included; a command may set its own."""
+    base_delay_ms: int = Field(250, ge=1, le=60_000)
+    """The first delay's ceiling; it doubles with every attempt. The delay is drawn below it (full jitter)."""
+    max_delay_ms: int = Field(2_000, ge=1, le=300_000)
+    """The highest ceiling of a delay."""
+    budget_percent: int = Field(20, ge=0, le=1_000)
+    """Retries as a share of first attempts: what is beyond fails at once. A burst of 20 is always allowed."""
+
+
 class Reliability(Section):
     """[reliability]: who operates, and what callers may ask."""
 
@@ -270,6 +283,8 @@ class Reliability(Section):
     """The operators' keys, each of 32 or more characters. Best set by RELIABILITY_OPS_KEYS."""
     enable_idempotency: bool = True
     """Whether callers may send idempotency keys. The nodes' inbox always holds."""
+    enable_retry: bool = True
+    """Whether attempts that failed for a passing reason are retried."""
 
 
 class StoreConfig(Section):

@@ -59,3 +59,23 @@ def test_only_what_may_not_be_repeated_is_recorded_before_it_begins() -> None:
     assert starts_durably("once")
     assert not starts_durably("idempotent")
     assert not starts_durably("transactional")
+
+
+@pytest.mark.parametrize("reason", ["HANDLER_FAILED_TRANSIENT", "HANDLER_TIMEOUT"])
+def test_a_settled_failure_is_executed_again_only_as_a_retry_under_a_higher_fence(reason: str) -> None:
+    failed = row("finished", completed=False, reason=reason)
+    assert decide(failed, 6, NOW_MS, retry=True) == Execute()
+    assert isinstance(decide(failed, 5, NOW_MS, retry=True), Answer), "this very attempt: its result is known"
+    assert isinstance(decide(failed, 6, NOW_MS, retry=False), Answer), "a takeover, not a retry"
+
+
+@pytest.mark.parametrize("reason", ["HANDLER_FAILED", "OUTCOME_UNKNOWN", "RESULT_TOO_LARGE"])
+def test_no_other_end_is_executed_again(reason: str) -> None:
+    """Above all not one that nobody knows, whatever a proxy asks."""
+    failed = row("finished", completed=False, reason=reason)
+    assert isinstance(decide(failed, 6, NOW_MS, retry=True), Answer)
+    assert isinstance(decide(row("started"), 6, NOW_MS, retry=True), Answer)
+
+
+def test_a_completed_run_is_never_executed_again() -> None:
+    assert isinstance(decide(row("finished"), 6, NOW_MS, retry=True), Answer)

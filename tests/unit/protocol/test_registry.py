@@ -151,7 +151,7 @@ _RULES: dict[str, dict[str, object]] = {
     "an unknown effect": {"effect": "maybe"},
     "no timeout": {"timeout_ms": 0},
     "an endless timeout": {"timeout_ms": 3_600_001},
-    "no attempts": {"attempts_max": 0},
+    "fewer than no attempts": {"attempts_max": -1},
     "too many attempts": {"attempts_max": 21},
     "runs nowhere": {"runs_on": "moon"},
 }

@@ -28,6 +28,7 @@ from fairlead.protocol.registry import Registry
 from fairlead.proxy.control.link import NodeLink
 from fairlead.proxy.control.nodes import NodeRecord
 from fairlead.proxy.dispatch.fleet import Fleet, Outstanding, Slot
+from fairlead.proxy.dispatch.retry import RETRYABLE_ENDS, RetryBudget, RetryPolicy, grant
 from fairlead.proxy.dispatch.submit import Planned
 from fairlead.proxy.dispatch.waiters import Waiters
 from fairlead.proxy.store.interface import (
@@ -64,6 +65,8 @@ class DispatchSettings:
     lease_ms: int
     retention_ms: int
     kill_switch: bool
+    retry: RetryPolicy
+    retry_share: float
 
 
 class Dispatcher:
@@ -82,7 +85,10 @@ class Dispatcher:
         self.fleet = Fleet()
         self.draining = False
         self.kill_switch = settings.kill_switch
-        self.pending: dict[str, int] = {}
+        self.pending: dict[str, int] = {}  # due, by target node
+        self.delayed = 0  # waiting for their next attempt
+        self._due_s = float("inf")  # when the next of those is due
+        self.budget = RetryBudget(settings.retry_share)
         self._links: dict[str, NodeLink] = {}
         self._redeliver: dict[str, list[Attempt]] = {}
         self._reports: deque[tuple[NodeLink, Report]] = deque()
@@ -105,6 +111,17 @@ class Dispatcher:
             if status.terminal:
                 self._ended.cell(status.value, "")
         self._delivered = metrics.counter("deliveries_total", "Attempts sent to nodes.")
+        self._retried = metrics.counter(
+            "attempts_retried_total", "Failed attempts that are followed by another.", ("reason",)
+        )
+        for reason in RETRYABLE_ENDS:
+            self._retried.cell(reason.value)
+        metrics.computed(
+            "retry_budget", "Retries that are allowed now.", (), lambda: {(): self.budget.allowed}
+        )
+        metrics.computed(
+            "runs_delayed", "Runs waiting for their next attempt.", (), lambda: {(): self.delayed}
+        )
         self._verdicts = metrics.counter("reports_total", "Reports of nodes, by verdict.", ("verdict",))
         for verdict in Verdict:
             self._verdicts.cell(verdict.value)
@@ -120,7 +137,7 @@ class Dispatcher:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the loops until cancelled."""
-        self.pending = await self._store.pending_counts()
+        await self._refresh_pending()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._settle_loop)
             nursery.start_soon(self._claim_loop)
@@ -141,8 +158,9 @@ class Dispatcher:
         """Accept all of them in one transaction. Raises Refused where none was accepted."""
         self.check_open()
         size = sum(len(each.run.children) or 1 for each in planned)
-        if self.pending_total + size > self._settings.pending_max:
-            raise Refused(Reason.QUEUE_FULL, f"{self.pending_total} runs are waiting", retry_after_s=1)
+        waiting = self.pending_total + self.delayed
+        if waiting + size > self._settings.pending_max:
+            raise Refused(Reason.QUEUE_FULL, f"{waiting} runs are waiting", retry_after_s=1)
         runs = [self._assign(each.run) for each in planned]
         try:
             outcomes = await self._store.accept(runs)
@@ -156,6 +174,7 @@ class Dispatcher:
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, Accepted) and not outcome.replayed:
                 self._accepted.inc()
+                self.budget.earn(len(run.children) or 1)
                 self._dispatch_accepted(run)
             else:
                 if isinstance(outcome, Accepted):
@@ -219,6 +238,7 @@ class Dispatcher:
                 attempt.run_id, attempt.run_id, attempt.fence, attempt.command, item.digest, attempt.args_json,
                 msgspec.json.decode(attempt.identity_json, type=m.Identity), attempt.tenant,
                 attempt.deadline_at_ms, attempt.timeout_ms, attempt.accepted_at_ms,
+                attempt.is_retry,
             ),
             attempt.correlation_id,
         )  # fmt: skip
@@ -242,8 +262,12 @@ class Dispatcher:
 
     async def _claim_loop(self) -> None:
         while True:
-            await self._claimable.wait()
+            with trio.move_on_at(self._due_s) as scope:
+                await self._claimable.wait()
             self._claimable = trio.Event()
+            if scope.cancelled_caught:
+                self._due_s = float("inf")
+                await self._guarded(self._refresh_pending)
             if self.kill_switch:
                 continue
             claimers = self.fleet.claimers(self.pending, trio.current_time())
@@ -380,7 +404,9 @@ class Dispatcher:
         batch = list(self._reports)[: 4 * CLAIM_MAX]
         unsent = self._unsent[:CLAIM_MAX]
         reports = [report for _, report in batch] + unsent
-        settled = await self._store.settle(reports, self._world.wall_ms())
+        units = [self._world.random_unit() for _ in reports]
+        granted = grant(self._settings.retry, units, self.budget.allowed)
+        settled = await self._store.settle(reports, self._world.wall_ms(), granted)
         self.store_failing_since_s = None
         for _ in batch:
             self._reports.popleft()
@@ -416,6 +442,14 @@ class Dispatcher:
             self._observer.refused(
                 parse_reason(report.reason),
                 report.detail, run=report.run_id, node=report.node_id, level="info",
+            )  # fmt: skip
+            await self._refresh_pending()
+        elif outcome.verdict is Verdict.RETRIED:
+            self.budget.spend(1)
+            self._retried.inc(report.reason)
+            self._observer.log.info(
+                "attempt_failed", run=report.run_id, node=report.node_id, attempt=report.fence,
+                reason=report.reason, detail=report.detail[:200], then="retry",
             )  # fmt: skip
             await self._refresh_pending()
         elif outcome.verdict is Verdict.SETTLED:
@@ -480,8 +514,6 @@ class Dispatcher:
             await self._guarded(
                 self._refresh_pending
             )  # what the store says is what waits; ours may have drifted
-            if self.pending_total:
-                self._claimable.set()
             if ticks % PRUNE_EVERY_TICKS == 0:
                 before_ms = self._world.wall_ms() - self._settings.retention_ms
                 await self._guarded(self._store.prune, before_ms, PRUNE_BATCH)
@@ -510,7 +542,13 @@ class Dispatcher:
             await self._refresh_pending()
 
     async def _refresh_pending(self) -> None:
-        self.pending = await self._store.pending_counts()
+        now_ms = self._world.wall_ms()
+        waiting = await self._store.waiting_runs(now_ms)
+        self.pending, self.delayed = dict(waiting.due), waiting.delayed
+        if waiting.next_due_at_ms is not None:
+            self._due_s = trio.current_time() + max(1, waiting.next_due_at_ms - now_ms) / 1000
+        if waiting.due or waiting.delayed:
+            self._claimable.set()  # to look again, or to sleep until the right moment
 
     async def _guarded(self, action: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """A failing store must not end the loops: it is counted, shown in health, and tried again."""

@@ -125,7 +125,8 @@ def plan(
             run_id=identifier, tenant=asked.tenant, command=descriptor.name, effect=descriptor.effect,
             args_json=args_json, target=target, target_node=node,
             identity_json=msgspec.json.encode(identity), correlation_id=correlation_id, accepted_at_ms=now_ms,
-            deadline_at_ms=now_ms + deadline_ms, timeout_ms=descriptor.timeout_ms, **more,
+            deadline_at_ms=now_ms + deadline_ms, timeout_ms=descriptor.timeout_ms,
+            attempts_max=descriptor.attempts_max, **more,
         )  # fmt: skip
 
     if asked.target == ALL:

@@ -180,6 +180,8 @@ class Ops:
             "dispatch": {
                 "runs": await self._store.status_counts(),
                 "pending": self._dispatcher.pending_total,
+                "delayed": self._dispatcher.delayed,
+                "retry_budget": self._dispatcher.budget.allowed,
                 "outstanding": self._dispatcher.fleet.outstanding(),
                 "store_waiting": self._store.waiting(),
             },

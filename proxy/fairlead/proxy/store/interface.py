@@ -7,7 +7,7 @@ milliseconds. Implementations share the contract suite in `tests/shell/test_stor
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class NewRun:
     accepted_at_ms: int
     deadline_at_ms: int
     timeout_ms: int
+    attempts_max: int = 0  # 0: as configured
     idempotency_key: str = ""
     payload_hash: bytes = b""
     assignment: Assignment | None = None
@@ -95,6 +96,11 @@ class Attempt:
     deadline_at_ms: int
     timeout_ms: int
     target_node: str
+    failed: int = 0  # attempts that failed before this one
+
+    @property
+    def is_retry(self) -> bool:
+        return self.failed > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +123,36 @@ class Verdict(enum.Enum):
     """What became of a report."""
 
     SETTLED = "settled"  # the run is terminal now, because of it
-    REQUEUED = "requeued"  # it goes back to PENDING
+    REQUEUED = "requeued"  # it goes back to PENDING: the attempt was durably not started
+    RETRIED = "retried"  # it goes back to PENDING after a delay: the attempt failed, another may not
     ALREADY = "already"  # the run was terminal before; the first end counts
     STALE = "stale"  # a newer attempt exists
     UNKNOWN = "unknown"  # no such run: pruned, or never ours
     FOREIGN = "foreign"  # the run is not this node's
+
+
+@dataclass(frozen=True, slots=True)
+class RetryGrant:
+    """How settling decides about retries: pure, so that a job may run twice.
+
+    `delay_ms(index of the report, reason, effect, failed attempts, the run's own bound, ms to its deadline)` answers
+    the delay of the next attempt or None; at most `allowed` of the batch are retried.
+    """
+
+    allowed: int
+    delay_ms: Callable[[int, str, str, int, int, int], int | None]
+
+
+NO_RETRIES = RetryGrant(0, lambda *_: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits: due runs by target node ("" means any), and those whose next attempt is not due yet."""
+
+    due: Mapping[str, int]
+    delayed: int = 0
+    next_due_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +233,9 @@ class Store(Protocol):
     async def held_by(self, node_id: str) -> list[Attempt]:
         """The attempts that node may be executing: what is delivered again when it returns."""
 
-    async def settle(self, reports: Sequence[Report], now_ms: int) -> list[Settled]: ...
+    async def settle(
+        self, reports: Sequence[Report], now_ms: int, retry: RetryGrant = NO_RETRIES
+    ) -> list[Settled]: ...
 
     async def renew(self, node_id: str, runs: Sequence[tuple[str, int]], lease_until_ms: int) -> None: ...
 
@@ -220,8 +253,8 @@ class Store(Protocol):
 
     async def runs(self, wanted: RunFilter) -> list[dict[str, Any]]: ...
 
-    async def pending_counts(self) -> dict[str, int]:
-        """How many runs wait, by target node; key "" for those that any node may take."""
+    async def waiting_runs(self, now_ms: int) -> Waiting:
+        """How many runs wait for a node, and for their next attempt."""
 
     async def status_counts(self) -> dict[str, int]: ...
 

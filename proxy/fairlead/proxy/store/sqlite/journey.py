@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from fairlead.protocol.reasons import Reason
 from fairlead.proxy.store.interface import (
@@ -18,6 +19,7 @@ from fairlead.proxy.store.interface import (
     KeyReused,
     NewRun,
     Report,
+    RetryGrant,
     RunStatus,
     Settled,
     Verdict,
@@ -25,7 +27,7 @@ from fairlead.proxy.store.interface import (
 
 _ATTEMPT_COLUMNS = (
     "run_id, fence, node_id, incarnation, tenant, command, effect, args_json, identity_json, correlation_id, "
-    "accepted_at_ms, deadline_at_ms, timeout_ms, target_node"
+    "accepted_at_ms, deadline_at_ms, timeout_ms, target_node, attempts_failed"
 )
 SWEEP_MAX = 1_000
 
@@ -88,14 +90,14 @@ def _insert(db: sqlite3.Connection, run: NewRun) -> RunStatus:
     db.execute(
         "INSERT INTO runs (run_id, parent_id, tenant, command, effect, args_json, target, target_node,"
         " identity_json, correlation_id, idempotency_key, status, accepted_at_ms, deadline_at_ms, timeout_ms,"
-        " fence, node_id, incarnation, lease_until_ms, children_open)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " fence, node_id, incarnation, lease_until_ms, children_open, attempts_max)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             run.run_id, run.parent_id, run.tenant, run.command, run.effect, run.args_json, run.target,
             run.target_node, run.identity_json, run.correlation_id, run.idempotency_key, status.value,
             run.accepted_at_ms, run.deadline_at_ms, run.timeout_ms, 1 if given else 0,
             given.node_id if given else "", given.incarnation if given else "",
-            given.lease_until_ms if given else 0, len(run.children),
+            given.lease_until_ms if given else 0, len(run.children), run.attempts_max,
         ),
     )  # fmt: skip
     if given:
@@ -127,8 +129,9 @@ def claim(
     for target_node in (node_id, ""):
         rows = db.execute(
             f"SELECT {_ATTEMPT_COLUMNS} FROM runs WHERE status = 'PENDING' AND target_node = ?"
-            " AND deadline_at_ms > ? AND command IN (SELECT value FROM json_each(?)) ORDER BY seq LIMIT ?",
-            (target_node, now_ms, offered, limit - len(claimed)),
+            " AND deadline_at_ms > ? AND not_before_ms <= ? AND command IN (SELECT value FROM json_each(?))"
+            " ORDER BY seq LIMIT ?",
+            (target_node, now_ms, now_ms, offered, limit - len(claimed)),
         ).fetchall()
         for row in rows:
             attempt = Attempt(row[0], row[1] + 1, node_id, incarnation, *row[4:])
@@ -150,13 +153,27 @@ def held_by(db: sqlite3.Connection, node_id: str) -> list[Attempt]:
     return [Attempt(*row) for row in rows]
 
 
-def settle(db: sqlite3.Connection, reports: Sequence[Report], now_ms: int) -> list[Settled]:
-    return [_settle_one(db, report, now_ms) for report in reports]
+def settle(
+    db: sqlite3.Connection, reports: Sequence[Report], now_ms: int, retry: RetryGrant
+) -> list[Settled]:
+    settled: list[Settled] = []
+    retried = 0
+    for index, report in enumerate(reports):
+        decide = partial(retry.delay_ms, index) if retried < retry.allowed else None
+        settled.append(_settle_one(db, report, now_ms, decide))
+        retried += settled[-1].verdict is Verdict.RETRIED
+    return settled
 
 
-def _settle_one(db: sqlite3.Connection, report: Report, now_ms: int) -> Settled:
+def _settle_one(
+    db: sqlite3.Connection,
+    report: Report,
+    now_ms: int,
+    decide: Callable[[str, str, int, int, int], int | None] | None,
+) -> Settled:
     row = db.execute(
-        "SELECT status, fence, node_id, parent_id, accepted_at_ms FROM runs WHERE run_id = ?",
+        "SELECT status, fence, node_id, parent_id, accepted_at_ms, effect, attempts_failed, attempts_max,"
+        " deadline_at_ms FROM runs WHERE run_id = ?",
         (report.run_id,),
     ).fetchone()
     if row is None:
@@ -186,10 +203,30 @@ def _settle_one(db: sqlite3.Connection, report: Report, now_ms: int) -> Settled:
     if report.refused:
         _requeue(db, report.run_id)
         return Settled(report.run_id, Verdict.REQUEUED, RunStatus.PENDING, parent_id)
+    if not report.completed and decide is not None:
+        delay_ms = decide(report.reason, row[5], row[6] + 1, row[7], row[8] - now_ms)
+        if delay_ms is not None:
+            _retry(db, report, row[5], now_ms + delay_ms)
+            return Settled(report.run_id, Verdict.RETRIED, RunStatus.PENDING, parent_id, None, row[4])
     ended = RunStatus.COMPLETED if report.completed else RunStatus.FAILED
     value = report.value_json if report.completed else None
     parent_status = _finish(db, report.run_id, parent_id, ended, value, report.reason, report.detail, now_ms)
     return Settled(report.run_id, Verdict.SETTLED, ended, parent_id, parent_status, row[4])
+
+
+def _retry(db: sqlite3.Connection, report: Report, effect: str, due_at_ms: int) -> None:
+    """Another attempt, later. Unless it is idempotent it stays on its node, whose inbox knows what it did."""
+    node = "" if effect == "idempotent" else report.node_id
+    db.execute(
+        "UPDATE runs SET status = 'PENDING', node_id = '', incarnation = '', lease_until_ms = 0, not_before_ms = ?,"
+        " attempts_failed = attempts_failed + 1, target_node = CASE ? WHEN '' THEN target_node ELSE ? END"
+        " WHERE run_id = ?",
+        (due_at_ms, node, node, report.run_id),
+    )
+    db.execute(
+        "UPDATE attempts SET retry_at_ms = ? WHERE run_id = ? AND fence = ?",
+        (due_at_ms, report.run_id, report.fence),
+    )
 
 
 def _requeue(db: sqlite3.Connection, run_id: str) -> None:

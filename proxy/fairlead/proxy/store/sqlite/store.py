@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairlead.proxy.store.interface import (
+    NO_RETRIES,
     Accepted,
     Attempt,
     Ended,
@@ -14,9 +15,11 @@ from fairlead.proxy.store.interface import (
     NewRun,
     NodeOverride,
     Report,
+    RetryGrant,
     RunFilter,
     Settled,
     StoredRegistry,
+    Waiting,
 )
 from fairlead.proxy.store.sqlite import journey, views
 from fairlead.runtime.sqlite import Writer
@@ -52,8 +55,10 @@ class SqliteStore:
     async def held_by(self, node_id: str) -> list[Attempt]:
         return await self._writer.submit(lambda db: journey.held_by(db, node_id))
 
-    async def settle(self, reports: Sequence[Report], now_ms: int) -> list[Settled]:
-        return await self._writer.submit(lambda db: journey.settle(db, reports, now_ms))
+    async def settle(
+        self, reports: Sequence[Report], now_ms: int, retry: RetryGrant = NO_RETRIES
+    ) -> list[Settled]:
+        return await self._writer.submit(lambda db: journey.settle(db, reports, now_ms, retry))
 
     async def renew(self, node_id: str, runs: Sequence[tuple[str, int]], lease_until_ms: int) -> None:
         await self._writer.submit(lambda db: journey.renew(db, node_id, runs, lease_until_ms))
@@ -78,8 +83,8 @@ class SqliteStore:
     async def runs(self, wanted: RunFilter) -> list[dict[str, Any]]:
         return await self._writer.submit(lambda db: views.runs(db, wanted))
 
-    async def pending_counts(self) -> dict[str, int]:
-        return await self._writer.submit(views.pending_counts)
+    async def waiting_runs(self, now_ms: int) -> Waiting:
+        return await self._writer.submit(lambda db: views.waiting_runs(db, now_ms))
 
     async def status_counts(self) -> dict[str, int]:
         return await self._writer.submit(views.status_counts)

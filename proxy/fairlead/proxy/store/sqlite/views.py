@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fairlead.proxy.store.interface import RunFilter
+from fairlead.proxy.store.interface import RunFilter, Waiting
 
 CHILDREN_SHOWN_MAX = 1_000
 _LIST_COLUMNS = (
@@ -48,10 +48,22 @@ def _timeline(db: sqlite3.Connection, found: dict[str, Any]) -> list[dict[str, A
     steps: list[dict[str, Any]] = [{"at_ms": found["accepted_at_ms"], "event": "accepted"}]
     attempts = db.execute(
         "SELECT fence, node_id, incarnation, claimed_at_ms, ended_at_ms, outcome, reason, detail, started_at_ms,"
-        " finished_at_ms FROM attempts WHERE run_id = ? ORDER BY fence",
+        " finished_at_ms, retry_at_ms FROM attempts WHERE run_id = ? ORDER BY fence",
         (found["run_id"],),
     )
-    for fence, node, incarnation, claimed, ended, outcome, reason, detail, started, finished in attempts:
+    for (
+        fence,
+        node,
+        incarnation,
+        claimed,
+        ended,
+        outcome,
+        reason,
+        detail,
+        started,
+        finished,
+        retry,
+    ) in attempts:
         where = {"attempt": fence, "node": node}
         steps.append({"at_ms": claimed, "event": "delivered", **where, "incarnation": incarnation})
         if started:
@@ -61,6 +73,8 @@ def _timeline(db: sqlite3.Connection, found: dict[str, Any]) -> list[dict[str, A
         if ended:
             extra = {key: value for key, value in (("reason", reason), ("detail", detail)) if value}
             steps.append({"at_ms": ended, "event": f"attempt {outcome}", **where, **extra})
+        if retry:
+            steps.append({"at_ms": retry, "event": "retry due"})
     if found["finished_at_ms"]:
         extra = {key: found[key] for key in ("reason", "detail") if found[key]}
         steps.append({"at_ms": found["finished_at_ms"], "event": found["status"].lower(), **extra})
@@ -104,11 +118,16 @@ def runs(db: sqlite3.Connection, wanted: RunFilter) -> list[dict[str, Any]]:
     return found
 
 
-def pending_counts(db: sqlite3.Connection) -> dict[str, int]:
-    return dict(
-        db.execute(
-            "SELECT target_node, count(*) FROM runs WHERE status = 'PENDING' GROUP BY target_node"
-        ).fetchall()
+def waiting_runs(db: sqlite3.Connection, now_ms: int) -> Waiting:
+    rows = db.execute(
+        "SELECT target_node, sum(not_before_ms <= :now), sum(not_before_ms > :now),"
+        " min(CASE WHEN not_before_ms > :now THEN not_before_ms END)"
+        " FROM runs WHERE status = 'PENDING' GROUP BY target_node",
+        {"now": now_ms},
+    ).fetchall()
+    later = [row[3] for row in rows if row[3] is not None]
+    return Waiting(
+        {row[0]: row[1] for row in rows if row[1]}, sum(row[2] for row in rows), min(later, default=None)
     )
 
 
