@@ -50,8 +50,10 @@ class Caller(threading.Thread):
         target = self._random.choice(("lobby-1", "lobby-2", "any", "any", "all"))
         if draw < 0.6:
             command, arguments = "demo:add", {"key": "apples", "amount": 1}
-        elif draw < 0.8:
+        elif draw < 0.75:
             command, arguments = "demo:announce", {"message": key}
+        elif draw < 0.85:
+            command, arguments = "demo:fail", {"transient": True}
         else:
             command, arguments = "demo:sleep", {"ms": self._random.randrange(200)}
         body = {
@@ -166,7 +168,9 @@ def balance(fleet: Fleet, accepted: dict[str, tuple[str, str]]) -> None:
 
 def check_end(command: str, each: dict, run: dict) -> None:
     """How a run of this command may end when its node always comes back with its inbox."""
-    if command == "demo:announce" and each["status"] == "FAILED":
+    if command == "demo:fail":
+        assert (each["status"], each["reason"]) == ("FAILED", "HANDLER_FAILED_TRANSIENT"), run
+    elif command == "demo:announce" and each["status"] == "FAILED":
         assert each["reason"] == "OUTCOME_UNKNOWN", run
     else:
         assert each["status"] == "COMPLETED", run
