@@ -69,13 +69,10 @@ def handlers(effects: list[str]) -> Node:
         effects.append(f"{ctx.node_id}:{text}")
         return text
 
-    failures: dict[str, int] = {}
-
     def fail_at_first(ctx: Any, times: int) -> None:
-        effects.append(f"{ctx.node_id}:attempt")
-        failures[ctx.run_id] = failures.get(ctx.run_id, 0) + 1
-        if failures[ctx.run_id] <= times:
-            raise TransientFailure(f"failure {failures[ctx.run_id]}")
+        effects.append(f"{ctx.node_id}:attempt")  # shared by all nodes: the next attempt may be on another
+        if len(effects) <= times:
+            raise TransientFailure(f"failure {len(effects)}")
 
     @node.command("t:flaky", effect="idempotent")
     async def flaky(ctx: Any, times: int) -> int:

@@ -14,6 +14,7 @@ import trio
 from fairlead.backend.executor import Executor
 from fairlead.backend.handlers import Node
 from fairlead.backend.inbox import Inbox, prepare
+from fairlead.backend.isolation import Isolation
 from fairlead.backend.mirror import Mirror
 from fairlead.protocol.messages import Deliver, DeliveryRefused, Identity, Result
 from fairlead.protocol.registry import Registry, build
@@ -135,6 +136,24 @@ def registry_of(node: Node, generation: int = 1) -> Registry:
     return found
 
 
+class MemoryMarks:
+    """Marks of a process that never really dies."""
+
+    left_behind: tuple[bytes, ...] = ()
+
+    def __init__(self) -> None:
+        self.slots: dict[int, bytes] = {}
+
+    def set(self, slot: int, mark: bytes) -> None:
+        self.slots[slot] = mark
+
+    def clear(self, slot: int) -> None:
+        del self.slots[slot]
+
+    def close(self) -> None:
+        return None
+
+
 @asynccontextmanager
 async def running_engine(
     path: Path,
@@ -145,6 +164,7 @@ async def running_engine(
     concurrent_max: int = 2,
     queue_max: int = 8,
     value_bytes_max: int = 1_000,
+    crashes: dict[str, int] | None = None,
 ) -> AsyncIterator[Engine]:
     """An executor at work. Leaving is a death: what runs is cut off where it is, and the file closed."""
     world, sink, events = TrioWorld(), ListSink(), list[str]()
@@ -158,9 +178,10 @@ async def running_engine(
     def report(message: Answer, correlation_id: str) -> None:
         engine.report(message, correlation_id)
 
+    isolation = Isolation(MemoryMarks(), dict(crashes or {}))
     executor = Executor(
-        world, inbox, node.handlers, mirror, observer, report, node_id="n1", concurrent_max=concurrent_max,
-        queue_max=queue_max, timeout_ms_max=60_000, value_bytes_max=value_bytes_max,
+        world, inbox, node.handlers, mirror, observer, report, isolation, node_id="n1",
+        concurrent_max=concurrent_max, queue_max=queue_max, timeout_ms_max=60_000, value_bytes_max=value_bytes_max,
     )  # fmt: skip
     engine = Engine(executor, inbox, mirror, writer, sink, events)
     try:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import trio
 from tests.support.memory_stream import memory_pair
 
+from fairlead.runtime.marks import FileMarks, Marks
 from fairlead.runtime.sqlite import InlineWriter, Writer
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import Listener
@@ -101,6 +102,11 @@ class MemoryWorld:
 
     def open_writer(self, path: Path, name: str, schema: Callable[..., None]) -> Writer:
         return InlineWriter(path, name, schema)
+
+    def open_marks(self, path: Path, slots: int) -> Marks:
+        """A real file: what a cancelled process leaves behind is what a killed one does. But a cancelled one
+        also cleans up, so crashes of handlers are tested with real processes."""
+        return FileMarks(path, slots)
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint()

@@ -47,6 +47,20 @@ async def slow(ctx):
 async def slow_once(ctx):
     await trio.sleep(30)
 
+@node.command("lab:die", effect="idempotent")
+async def die(ctx, after_ms: int = 50):
+    await trio.sleep(after_ms / 1000)
+    os.kill(os.getpid(), 9)
+
+@node.command("lab:work", effect="transactional")
+async def work(ctx):
+    await trio.sleep(0.1)
+    def effect(db):
+        db.execute("CREATE TABLE IF NOT EXISTS lab_work (done INTEGER)")
+        db.execute("INSERT INTO lab_work VALUES (1)")
+        return db.execute("SELECT count(*) FROM lab_work").fetchone()[0]
+    return await ctx.transaction(effect)
+
 @node.command("lab:invalid", effect="idempotent")
 async def invalid(ctx):
     return object()

@@ -23,6 +23,7 @@ from fairlead.backend.executor import Executor
 from fairlead.backend.handlers import Background, Node
 from fairlead.backend.health import NodeHealth
 from fairlead.backend.inbox import Inbox, prepare
+from fairlead.backend.isolation import Isolation
 from fairlead.backend.link import LinkSettings, ProxyLink
 from fairlead.backend.mirror import Mirror
 from fairlead.protocol.envelope import ChannelLimits
@@ -32,12 +33,14 @@ from fairlead.protocol.messages import DeliveryRefused, Result
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.protocol.registry import Position, Registry, build, decode_item
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
+from fairlead.runtime.marks import Marks
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.process import ServiceManager
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import Listener, World
 
 PRUNE_INTERVAL_S = 60.0
+CRASHES_KEPT_MS = 86_400_000
 TOMBSTONE_MARGIN_MS = 900_000  # longer than any lease a proxy may hold, plus ttl and clocks' disagreement
 HEALTH_CONNECTIONS_MAX = 256
 
@@ -80,8 +83,10 @@ class NodeProcess:
         config, world, observer = self.config, self._world, self._observer
         incarnation = await inbox.incarnation(world.new_id())
         mirror = Mirror(None if self._forget_registry else await _load_registry(inbox))
+        marks = self._open_marks()
+        isolation = await self._isolate(inbox, marks)
         executor = Executor(
-            world, inbox, self._handlers.handlers, mirror, observer, self._report, node_id=config.server_id,
+            world, inbox, self._handlers.handlers, mirror, observer, self._report, isolation, node_id=config.server_id,
             concurrent_max=config.worker.max_concurrent_tasks, queue_max=config.worker.max_queue_size,
             timeout_ms_max=config.worker.task_timeout_ms,
             value_bytes_max=config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX,
@@ -109,6 +114,26 @@ class NodeProcess:
                 await self._drain(executor)
                 links.cancel_scope.cancel()
             services.cancel_scope.cancel()
+        marks.close()
+
+    def _open_marks(self) -> Marks:
+        path = Path(self.config.data_dir) / f"{self.config.server_id}.running"
+        try:
+            return self._world.open_marks(path, self.config.worker.max_concurrent_tasks)
+        except OSError as error:
+            raise StartRefused(f"marks {path}: {error}") from error
+
+    async def _isolate(self, inbox: Inbox, marks: Marks) -> Isolation:
+        """Whoever was executing when the last process died is a suspect in this one."""
+        now_ms = self._world.wall_ms()
+        suspects = [mark.decode(errors="replace") for mark in marks.left_behind]
+        crashes = await inbox.record_crashes(suspects, now_ms, now_ms - CRASHES_KEPT_MS)
+        if suspects:
+            self._observer.log.warning(
+                "node_died_while_executing", runs=",".join(suspects[:20]), count=len(suspects),
+                then="each executes alone; one that the node dies of again is given up",
+            )  # fmt: skip
+        return Isolation(marks, crashes)
 
     def _open_inbox(self) -> Inbox:
         folder = Path(self.config.data_dir)

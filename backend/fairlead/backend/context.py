@@ -20,7 +20,7 @@ _CONTROL_WORDS = frozenset({
 # What SQLite skips before a statement's first word, and behind which a COMMIT could hide.
 _LEADING = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]*")
-_RESERVED_TABLES = ("inbox", "node_meta", "registry_items")
+_RESERVED_TABLES = ("inbox", "node_meta", "registry_items", "crashes")
 
 
 class TransactionMisused(Exception):

@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -19,6 +19,7 @@ import trio
 from fairlead.backend.context import Context, Transaction, TransactionMisused
 from fairlead.backend.handlers import Handler, TransientFailure
 from fairlead.backend.inbox import Answer, Execute, FenceStale, Inbox, Refuse, starts_durably
+from fairlead.backend.isolation import CRASHES_MAX, Isolation
 from fairlead.backend.mirror import Mirror
 from fairlead.protocol.limits import DETAIL_CHARS_MAX
 from fairlead.protocol.messages import Deliver, DeliveryRefused, Result
@@ -28,6 +29,8 @@ from fairlead.protocol.schema import argument_problems
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
 
+# Refusals that are ends: elsewhere the run would fare no better.
+ENDS_HERE: Final = (Reason.SECURITY_MISSING_IDENTITY_ENVELOPE, Reason.HANDLER_KILLS_NODE)
 Report = Callable[[Result | DeliveryRefused, str], None]
 
 
@@ -65,6 +68,7 @@ class Executor:
         mirror: Mirror,
         observer: Observer,
         report: Report,
+        isolation: Isolation,
         *,
         node_id: str,
         concurrent_max: int,
@@ -74,6 +78,7 @@ class Executor:
     ) -> None:
         self._world, self._inbox, self._handlers, self._mirror = world, inbox, handlers, mirror
         self._observer, self._report, self._node_id = observer, report, node_id
+        self._isolation = isolation
         self.concurrent_max, self.queue_max = concurrent_max, queue_max
         self._timeout_ms_max, self._value_bytes_max = timeout_ms_max, value_bytes_max
         self.switches = Switches()
@@ -115,8 +120,8 @@ class Executor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run intake and workers until cancelled."""
         async with trio.open_nursery() as nursery:
-            for _ in range(self.concurrent_max):
-                nursery.start_soon(self._worker)
+            for slot in range(self.concurrent_max):
+                nursery.start_soon(self._worker, slot)
             task_status.started()
             await self._take_in()
 
@@ -191,6 +196,8 @@ class Executor:
             return Refuse(Reason.HANDLER_MISSING, "no handler of this version here")
         if now_ms >= delivery.deadline_at_ms:
             return Refuse(Reason.DEADLINE_EXCEEDED, "before it was started")
+        if self._isolation.is_condemned(delivery.run_id):
+            return Refuse(Reason.HANDLER_KILLS_NODE, f"{CRASHES_MAX} crashes of this node")
         if len(self.active) > self.capacity:
             return Refuse(Reason.INGRESS_BACKPRESSURE, f"{self.capacity} runs are here already")
         return None
@@ -200,8 +207,7 @@ class Executor:
         self._ended.inc("refused")
         fence = self.active[delivery.run_id].fence
         try:
-            if why.reason is Reason.SECURITY_MISSING_IDENTITY_ENVELOPE:
-                # Elsewhere it would fare no better: that is an end, not a refusal to start.
+            if why.reason in ENDS_HERE:
                 now_ms = self._world.wall_ms()
                 result = Result(delivery.run_id, fence, False, b"", why.reason, why.detail, now_ms, now_ms)
                 await self._conclude(delivery, correlation_id, result)
@@ -222,11 +228,12 @@ class Executor:
 
     # -- execution
 
-    async def _worker(self) -> None:
+    async def _worker(self, slot: int) -> None:
         async for run in self._work:
             run.running = True
             try:
-                await self._execute(run)
+                async with self._isolation.execution(slot, run.delivery.run_id):
+                    await self._execute(run)
             except Refused as error:
                 self._observer.refused(error.reason, error.detail, run=run.delivery.run_id)
             except Exception as error:  # the inbox's disk: without it nothing may be said

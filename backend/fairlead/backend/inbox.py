@@ -40,6 +40,9 @@ _SCHEMA = (
     ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS inbox_unacked ON inbox (finished_at_ms) WHERE acked_at_ms IS NULL",
     "CREATE INDEX IF NOT EXISTS inbox_acked ON inbox (acked_at_ms) WHERE acked_at_ms IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS crashes (
+        run_id TEXT PRIMARY KEY, count INTEGER NOT NULL, last_at_ms INTEGER NOT NULL
+    ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS registry_items (
         name TEXT PRIMARY KEY, canonical BLOB NOT NULL
     ) WITHOUT ROWID""",
@@ -213,6 +216,22 @@ class Inbox:
                 door.close()
             db.execute("RELEASE handler")
             return value, result
+
+        return await self._writer.submit(job)
+
+    async def record_crashes(
+        self, run_ids: Sequence[str], now_ms: int, forget_before_ms: int
+    ) -> dict[str, int]:
+        """These runs were executing when the process died. Returns the crashes of every run that has any."""
+
+        def job(db: sqlite3.Connection) -> dict[str, int]:
+            db.execute("DELETE FROM crashes WHERE last_at_ms < ?", (forget_before_ms,))
+            db.executemany(
+                "INSERT INTO crashes (run_id, count, last_at_ms) VALUES (?, 1, ?)"
+                " ON CONFLICT (run_id) DO UPDATE SET count = count + 1, last_at_ms = excluded.last_at_ms",
+                [(run_id, now_ms) for run_id in run_ids],
+            )
+            return dict(db.execute("SELECT run_id, count FROM crashes").fetchall())
 
         return await self._writer.submit(job)
 

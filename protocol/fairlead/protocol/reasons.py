@@ -121,6 +121,7 @@ class Reason(enum.StrEnum):
     HANDLER_FAILED = "HANDLER_FAILED"
     HANDLER_FAILED_TRANSIENT = "HANDLER_FAILED_TRANSIENT"
     HANDLER_TIMEOUT = "HANDLER_TIMEOUT"
+    HANDLER_KILLS_NODE = "HANDLER_KILLS_NODE"
     HANDLER_MISSING = "HANDLER_MISSING"
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
@@ -368,6 +369,9 @@ TRAITS: dict[Reason, Traits] = {
     Reason.HANDLER_TIMEOUT: _row(
         _F.RUN, _R, 504, "the handler did not finish in its time",
         "Raise the command's timeout_s, or look at what it waits for. It had no lasting effect through its transaction."),
+    Reason.HANDLER_KILLS_NODE: _row(
+        _F.RUN, _B, 500, "the node's process died each time while the run executed, at last with nothing beside it",
+        "Look at the handler and its arguments: it exits, runs out of memory or crashes an extension. It is not tried again."),
     Reason.HANDLER_MISSING: _row(
         _F.RUN, _R, 503, "the node has no handler for the command", "Deploy the handler to the node; see offers in /status."),
     Reason.OUTCOME_UNKNOWN: _row(

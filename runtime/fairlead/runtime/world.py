@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from fairlead.runtime.marks import FileMarks, Marks
 from fairlead.runtime.sqlite import ThreadWriter, Writer
 from fairlead.runtime.streams import ByteStream, SocketStream
 
@@ -59,6 +60,9 @@ class World(Protocol):
 
     def open_writer(self, path: Path, name: str, schema: Callable[..., None]) -> Writer:
         """The single writer of one SQLite file; `schema(connection)` runs first."""
+
+    def open_marks(self, path: Path, slots: int) -> Marks:
+        """Marks that outlive a crash of this process; those of the last one are in `left_behind`."""
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run a blocking function; abandoned, not stopped, if the caller is cancelled."""
@@ -160,6 +164,9 @@ class RealWorld:
 
     def open_writer(self, path: Path, name: str, schema: Callable[..., None]) -> Writer:
         return ThreadWriter(path, name, schema)
+
+    def open_marks(self, path: Path, slots: int) -> Marks:
+        return FileMarks(path, slots)
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         if self._threads is None:
