@@ -13,11 +13,13 @@ help:
 	@echo "make check  lint and types only"
 	@echo "make fix    let ruff mend what it can"
 	@echo "make bench  the benchmark table (takes a few minutes)"
+	@echo "make clean  removes .venv and what was built; keeps ./data"
 
 $(STAMP): pyproject.toml
 	@sh .ci/ensure-venv.sh "$(PYTHON)" "$(VENV)"
 	@echo "installing Fairlead and what it needs into $(VENV) (first time only, about a minute)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[proxy,test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[proxy,test]' || \
+		{ echo "Fairlead could not be installed: can pip reach PyPI (or your mirror)?" >&2; exit 1; }
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP)
@@ -43,4 +45,4 @@ bench: $(BENCH_STAMP)
 	@$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) data build dist
+	rm -rf $(VENV) build dist

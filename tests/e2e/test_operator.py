@@ -379,7 +379,7 @@ def test_ctl_errors_say_what_to_do(fleet: Fleet) -> None:
         (("nodes",), {"FAIRLEAD_OPS_KEY": ""}, 1, "UNAUTHENTICATED"),
         (("nodes", "drain", "nobody"), {}, 1, "NODE_UNKNOWN"),
         (("nodes", "drain"), {}, 1, "which node?"),
-        (("nodes", "explode", "lobby-1"), {}, 2, "invalid choice"),
+        (("nodes", "explode", "lobby-1"), {}, 1, "is no action"),
         (("runs", "nothing"), {}, 1, "RUN_UNKNOWN"),
         (("dispatch", "demo:nothing"), {}, 1, "COMMAND_UNKNOWN"),
         (("dispatch", "demo:add", "key=x", "amount=many"), {}, 1, "ARGUMENTS_INVALID"),

@@ -223,7 +223,7 @@ class NodeProcess:
         with trio.move_on_after(self.config.drain.timeout_s):
             await executor.wait_idle()
         for link in self.links:
-            link.end(Reason.LINK_CLOSED, "the node stops")
+            link.stop("the node stops")
         with trio.move_on_after(2.0):
             while any(link.connected for link in self.links):  # noqa: ASYNC110 - the links say goodbye
                 await trio.sleep(0.02)

@@ -79,6 +79,7 @@ class ProxyLink:
         self._welcome: m.Welcome | None = None
         self._started_at_ms = world.wall_ms()
         self._key_index = 0
+        self._stopping = False
         self._beats: deque[tuple[int, int]] = deque(maxlen=16)  # (sequence, sent_at_ms)
         self._sequence = 0
         self._acks: list[tuple[str, int]] = []
@@ -106,13 +107,18 @@ class ProxyLink:
             if refused is not None:
                 self._observer.refused(refused.reason, refused.detail, correlation_id=correlation_id)
 
+    def stop(self, detail: str) -> None:
+        """End the link as intended and dial no more."""
+        self._stopping = True
+        self.end(Reason.LINK_CLOSED, detail)
+
     def end(self, reason: Reason, detail: str) -> None:
         if self._pump is not None:
             self._pump.end(reason, detail)
 
     async def run(self) -> None:
         backoff = Backoff(self._settings.backoff_base_s, self._settings.backoff_max_s)
-        while True:
+        while not self._stopping:
             began = trio.current_time()
             ended = await self._once()
             self.last_end = ended

@@ -89,6 +89,14 @@ class _State(enum.Enum):
     ENDED = enum.auto()
 
 
+_CLOSED_WHILE: Final = {
+    _State.AWAIT_PREAMBLE: "before it had said who it is",
+    _State.AWAIT_FIRST: "after its preamble",
+    _State.AWAIT_SECOND: "the proxy closed without an answer",
+    _State.AWAIT_PROOF: "after our answer, without proving that it is alive",
+}
+
+
 class Channel(abc.ABC):
     """Common to both sides; make a `DiallerChannel` or a `ResponderChannel`."""
 
@@ -144,7 +152,7 @@ class Channel(abc.ABC):
         self._state = _State.ENDED
         if before in (_State.OPEN,):
             return Reject(Reason.LINK_TRUNCATED, "the connection ended without an authenticated close")
-        return Reject(Reason.HANDSHAKE_CLOSED, f"while {before.name.lower().replace('_', ' ')}")
+        return Reject(Reason.HANDSHAKE_CLOSED, _CLOSED_WHILE[before])
 
     @abc.abstractmethod
     def _advance_handshake(self, events: list[Event], now_ms: int) -> bool:

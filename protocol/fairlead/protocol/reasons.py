@@ -181,10 +181,10 @@ TRAITS: dict[Reason, Traits] = {
     # -- handshake
     Reason.HANDSHAKE_MALFORMED: _row(
         _F.HANDSHAKE, _B, 400, "the first bytes are not a Fairlead preamble",
-        "Something else dialled the control port. Look at the address; point it at the right port."),
+        "On a proxy: something else dialled the control port; look at the address. On a node: what answers there is no control port; compare `proxies` with [messaging] port."),
     Reason.HANDSHAKE_KEY_UNKNOWN: _row(
         _F.HANDSHAKE, _B, 401, "the peer holds a key that is neither current nor previous",
-        "Compare key ids: `fairlead secret fingerprint` on both sides. Give the node the current secret."),
+        "`fairlead secret fingerprint --file FILE` must print the same on both sides (with --id ID it prints the key id of this line). Give the node the current secret."),
     Reason.HANDSHAKE_AUTH_FAILED: _row(
         _F.HANDSHAKE, _B, 401, "the handshake did not authenticate",
         "The peer claims a key id it does not hold, or bytes were changed in between. Treat as an attack."),
@@ -199,7 +199,7 @@ TRAITS: dict[Reason, Traits] = {
         "Look at the address. Many nodes behind one NAT need a larger handshake_concurrent_per_address_max."),
     Reason.HANDSHAKE_CLOSED: _row(
         _F.HANDSHAKE, _R, 400, "the peer closed before the handshake was finished",
-        "On a node: the proxy refused; its log names the reason (most often a wrong secret). On a proxy: a port scan."),
+        "On a node: the proxy refused, and its log names the reason: most often a wrong secret, an id that is not listed, or a revoked key. On a proxy: often a port scan."),
     Reason.PROXY_UNREACHABLE: _row(
         _F.HANDSHAKE, _R, 503, "the proxy does not accept connections at that address",
         "Is the proxy running? Compare `proxies` on the node with [messaging] host and port. It is dialled again by itself."),
@@ -211,7 +211,7 @@ TRAITS: dict[Reason, Traits] = {
         "Add it under [[backends]] or [[nodes]], or correct server_id on the node."),
     Reason.IDENTITY_REVOKED: _row(
         _F.HANDSHAKE, _B, 403, "the identity's key was revoked",
-        "If it is yours, issue a new key (`fairlead secret node-key ID`) and configure the node with it."),
+        "If it is yours, issue a new key (`fairlead secret node-key ID --epoch N`, N as the revoke answered) and configure the node with it."),
     Reason.PREVIOUS_KEY_EXPIRED: _row(
         _F.HANDSHAKE, _B, 401, "the peer still uses the previous secret, whose overlap has ended",
         "Give the node the current secret; the overlap ended at proxy_secret_previous_expires_at."),
@@ -363,7 +363,7 @@ TRAITS: dict[Reason, Traits] = {
     Reason.RUN_UNKNOWN: _row(_F.DISPATCH, _B, 404, "no such run", "Check the id; old runs are pruned after their retention."),
     # -- run
     Reason.HANDLER_FAILED: _row(
-        _F.RUN, _B, 500, "the handler raised", "Read the detail and the node's log under the correlation id."),
+        _F.RUN, _B, 500, "the handler raised", "Read the detail, and the node's log under the run's id."),
     Reason.HANDLER_FAILED_TRANSIENT: _row(
         _F.RUN, _R, 503, "the handler failed and said that trying again may help", "It was retried as far as [retry] allows (see the timeline). Mend what it waits for, then submit again."),
     Reason.HANDLER_TIMEOUT: _row(
@@ -444,12 +444,12 @@ TRAITS: dict[Reason, Traits] = {
         _F.EDGE, _R, 408, "nothing moved on the connection in time", "Nothing to do, or raise limits.tcp_idle_timeout_s."),
     # -- ops
     Reason.UNAUTHENTICATED: _row(
-        _F.OPS, _B, 401, "no valid operator key", "Send x-ops-key. The demo's key is in data/demo.env."),
+        _F.OPS, _B, 401, "no valid operator key", "Send x-ops-key: one of reliability.ops_keys (for the demo: `. data/demo.env`)."),
     Reason.ROUTE_UNKNOWN: _row(_F.OPS, _B, 404, "no such endpoint", "See /openapi.json."),
     Reason.METHOD_NOT_ALLOWED: _row(_F.OPS, _B, 405, "the endpoint does not take that method", "See the Allow header."),
     Reason.QUERY_INVALID: _row(_F.OPS, _B, 400, "a query parameter is malformed", "Read the detail."),
     Reason.NODE_UNKNOWN: _row(_F.OPS, _B, 404, "no such node", "List nodes: `fairlead ctl nodes`."),
-    Reason.NODE_NOT_CONNECTED: _row(_F.OPS, _R, 409, "the node has no link now", "Start it; the action is repeated when it is back only if it says so."),
+    Reason.NODE_NOT_CONNECTED: _row(_F.OPS, _R, 409, "the node has no link now", "Start the node. Drain and pause are kept for it; ask for a resync again."),
     Reason.INTERNAL_ERROR: _row(
         _F.OPS, _U, 500, "a defect in Fairlead", "Look at the log under the correlation id and report it."),
     # -- security

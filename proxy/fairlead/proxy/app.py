@@ -111,6 +111,7 @@ class Proxy:
         async with trio.open_nursery() as services:
             await services.start(dispatcher.run)
             services.start_soon(self._service.feed_watchdog)
+            services.start_soon(self._watch_health, health)
             async with trio.open_nursery() as serving:
                 ops_listener = await self._listen_ops(serving, parts["ops"], health)
                 control_listener = await self._listen_control(serving, control)
@@ -119,7 +120,7 @@ class Proxy:
                 self._say_ready(edge, control_listener, ops_listener)
                 task_status.started()
                 await stop.wait()
-                await self._drain(health, dispatcher, edge, control, control_listener)
+                await self._drain(health, dispatcher, edge, control, control_listener, parts["ops"])
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
 
@@ -273,6 +274,12 @@ class Proxy:
                 f"listeners: {error}; another process has the port (see `ss -ltnp`)"
             ) from error
 
+    async def _watch_health(self, health: Health) -> None:
+        """Look every second, so that `since` is when it began and not when somebody first asked."""
+        while True:
+            health.report()
+            await trio.sleep(1)
+
     def _say_ready(self, edge: Edge, control: Listener | None, ops: Listener | None) -> None:
         where = {each["name"]: f"{each['host']}:{each['port']}" for each in edge.status()["listeners"]}
         if control:
@@ -283,7 +290,13 @@ class Proxy:
         self._service.say("READY=1")
 
     async def _drain(
-        self, health: Health, dispatcher: Dispatcher, edge: Edge, control: Control, listener: Listener | None
+        self,
+        health: Health,
+        dispatcher: Dispatcher,
+        edge: Edge,
+        control: Control,
+        listener: Listener | None,
+        ops: Ops,
     ) -> None:
         grace_s = self.config.limits.shutdown_grace_s
         self._observer.log.info("proxy_draining", sessions=edge.sessions, grace_s=grace_s)
@@ -291,8 +304,13 @@ class Proxy:
         health.draining = dispatcher.draining = True
         edge.drain()
         with trio.move_on_after(grace_s):
-            while edge.sessions:  # noqa: ASYNC110 - sessions end one by one, in many places
+            while edge.sessions or ops.in_flight:  # noqa: ASYNC110 - they end one by one, in many places
                 await trio.sleep(0.05)
+        dispatcher.release_waiting()
+        with trio.move_on_after(2.0):
+            while ops.in_flight:  # noqa: ASYNC110 - told 202, whoever still waits can ask again later
+                await trio.sleep(0.01)
+            await trio.sleep(0.05)  # their answers leave
         if listener:
             listener.close()
         control.close_all(Reason.LINK_CLOSED, "the proxy stops")

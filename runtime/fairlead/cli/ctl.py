@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fairlead.protocol.reasons import parse_reason, traits
 from fairlead.runtime.process import EXIT_FAILED, EXIT_STOPPED
 
 DEFAULT_URL = "http://127.0.0.1:9100"
@@ -33,7 +34,9 @@ def add_to(verbs: Any) -> None:
         run=_guard(_status)
     )
     nodes = parts.add_parser("nodes", parents=[shared], help="list nodes, or act on one")
-    nodes.add_argument("action", nargs="?", choices=NODE_ACTIONS)
+    nodes.add_argument(
+        "action", nargs="?", metavar="ID | ACTION", help=f"a node's id, or one of {', '.join(NODE_ACTIONS)}"
+    )
     nodes.add_argument("id", nargs="?")
     nodes.set_defaults(run=_guard(_nodes))
     commands = parts.add_parser("commands", parents=[shared], help="list commands, or remove one")
@@ -101,6 +104,9 @@ def _call(
             timeout=TIMEOUT_S + 60,
             trust_env=False,
         )
+    except httpx.RemoteProtocolError as error:
+        lost = " The run may have been accepted: see `fairlead ctl runs`." if method == "POST" else ""
+        raise Failed(f"{options.url} closed without an answer.{lost}") from error
     except httpx.HTTPError as error:
         raise Failed(
             f"{options.url} did not answer ({error}). Is the proxy running? Set --url or FAIRLEAD_URL."
@@ -142,7 +148,8 @@ def _status(options: argparse.Namespace) -> None:
     print(f"registry generation {registry['generation']}, {registry['commands']} commands")
     for name, check in health["checks"].items():
         if check["state"] != "ok":
-            print(f"  {check['state'].upper()} {name}: {check['reason']} {check['detail']}")
+            for_s = max(0, status["now_ms"] - check["since"]) // 1000
+            print(f"  {check['state'].upper()} {name} for {for_s} s: {check['reason']} {check['detail']}")
     print()
     _node_table(status["nodes"])
     print()
@@ -161,19 +168,35 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _node_table(nodes: Sequence[dict[str, Any]]) -> None:
-    _table(("node", "state", "registry", "running", "waiting", "capacity", "skew ms", "key", "last end"), [
+    _table(("node", "state", "registry", "running", "waiting", "capacity", "skew ms", "key", "why"), [
         (
             node["id"], node["state"] + (" paused" if node["paused"] else ""),
             f"{node['registry']['acked'] if node['registry']['acked'] is not None else '-'}"
             f"/{node['registry']['desired']}",
             node["queue"]["running"], node["queue"]["waiting"], node["queue"]["capacity"], node["skew_ms"],
-            node["key"], "" if node["connected"] or not node["last_end"] else node["last_end"]["reason"],
+            node["key"], why(node),
         )
         for node in nodes
     ])  # fmt: skip
 
 
+def why(node: dict[str, Any]) -> str:
+    """What an operator should know of a node that looks well or unwell."""
+    nack = node["registry"]["last_nack"]
+    if not node["connected"]:
+        return node["last_end"]["reason"] if node["last_end"] else ""
+    if nack:
+        return str(nack["reason"])
+    refused = node["announce_refused"]
+    return f"{len(refused)} commands refused: {refused[0]['reason']}" if refused else ""
+
+
 def _nodes(options: argparse.Namespace) -> None:
+    if options.action and options.action not in NODE_ACTIONS:
+        if options.id:
+            raise Failed(f"{options.action!r} is no action; use one of {', '.join(NODE_ACTIONS)}")
+        _, answer = _call(options, "GET", f"/api/nodes/{options.action}")
+        return _print_json(answer)
     if options.action:
         if not options.id:
             raise Failed(f"which node? fairlead ctl nodes {options.action} ID")
@@ -207,7 +230,9 @@ def _arguments(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
-            raise Failed(f"{pair!r} is not key=value")
+            raise Failed(
+                f"{pair!r} is not key=value, e.g. text=hello or amount=3 (a text of digits: 'text=\"5\"')"
+            )
         try:
             found[name] = json.loads(text)
         except ValueError:
@@ -234,6 +259,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         print(f"{answer['status']}  {answer['run_id']}  {answer.get('node_id') or ''}".rstrip())
         if answer.get("reason"):
             print(f"  {answer['reason']}: {answer.get('detail', '')}")
+            print(f"  {traits(parse_reason(answer['reason'])).action}")
         if answer.get("result") is not None:
             print(json.dumps(answer["result"], ensure_ascii=False))
         for child in answer.get("children", ()):
@@ -284,5 +310,8 @@ def _sessions(options: argparse.Namespace) -> None:
     if options.json:
         return _print_json(answer)
     rows = answer["sessions"]
+    if not rows:
+        print("no clients are connected")
+        return None
     heads = tuple(rows[0]) if rows else ("listener",)
     return _table(heads, [tuple(row.values()) for row in rows])

@@ -6,7 +6,9 @@ process that dies is started again. State is kept in ./data (FAIRLEAD_DATA), so 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ READY_TIMEOUT_S = 30.0
 RESTART_PAUSE_S = 0.5
 STOP_TIMEOUT_S = 20.0
 OFFSET_MAX = 30_000
+ENDS_BEFORE_READY_MAX = 3
 
 
 class DemoFailed(Exception):
@@ -83,14 +86,22 @@ class Demo:
 
     def __init__(self, world: World, data: Path, ports: Ports, environ: Mapping[str, str]) -> None:
         self._world, self._data, self._ports = world, data, ports
-        inherited = ("SECURITY_", "RELIABILITY_", "DISPATCH_", "WORKER_", "FAIRLEAD_")
+        inherited = ("SECURITY_", "RELIABILITY_OPS_", "FAIRLEAD_", "MESSAGING_", "OBSERVABILITY_", "STORE_")
         self._environ = {key: value for key, value in environ.items() if not key.startswith(inherited)}
         self._environ["PYTHONUNBUFFERED"] = "1"
         self._secret = self._ops_key = ""
+        self._is_ready = False
+        self._lock = -1
 
     async def run(self, stop: trio.Event) -> None:
-        self._prepare()
-        await self._check_ports()
+        try:
+            self._take_lock()
+            await self._check_ports()
+            self._prepare()
+        except OSError as error:
+            raise DemoFailed(
+                f"cannot write to {self._data}: {error.strerror}; choose another place with FAIRLEAD_DATA=DIR"
+            ) from error
         offset = self._ports.http - 8080
         print(f"fairlead demo: starting a proxy and two nodes; state and logs in {self._data}", flush=True)
         async with trio.open_nursery() as nursery:
@@ -116,6 +127,7 @@ class Demo:
                     f"not ready after {READY_TIMEOUT_S:g} s; read the logs in {self._data}/demo/"
                 )
             if not stop.is_set():
+                self._is_ready = True
                 self._say_ready(offset)
             await stop.wait()
             print("\nfairlead demo: stopping", flush=True)
@@ -127,9 +139,21 @@ class Demo:
 
     # -- files
 
-    def _prepare(self) -> None:
+    def _take_lock(self) -> None:
+        """One demo for each data folder: the second would rewrite the files of the first."""
         folder = self._data / "demo"
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoFailed(
+                f"another demo uses {self._data}. Stop it, or give this one its own: "
+                "FAIRLEAD_DATA=data2 FAIRLEAD_PORT_OFFSET=1000 make run"
+            ) from None
+
+    def _prepare(self) -> None:
+        folder = self._data / "demo"
         self._secret, self._ops_key = self._load_keys(self._data / "demo.env")
         (folder / "proxy.toml").write_text(proxy_toml(self._ports, self._data))
         for index, node_id in enumerate(NODES):
@@ -163,22 +187,40 @@ class Demo:
             else:
                 listener.close()
         if taken:
+            left = self._left_behind()
+            hint = f" An earlier demo left processes behind: kill {' '.join(left)}" if left else ""
             raise DemoFailed(
-                f"ports in use: {', '.join(map(str, taken))}. Stop what has them (`ss -ltnp`), "
-                "or move the demo: FAIRLEAD_PORT_OFFSET=1000 make run"
+                f"ports in use: {', '.join(map(str, taken))}.{hint} Stop what has them (`ss -ltnp`), "
+                "or move this demo and its state: FAIRLEAD_DATA=data2 FAIRLEAD_PORT_OFFSET=1000 make run"
             )
+
+    def _left_behind(self) -> list[str]:
+        """Processes of an earlier demo in this folder that outlived it."""
+        found = []
+        for path in (self._data / "demo").glob("*.pid"):
+            pid = path.read_text().strip()
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(self._data).encode() in command:
+                found.append(pid)
+        return sorted(found)
 
     # -- processes
 
     async def _keep(self, name: str, arguments: list[str], extra: dict[str, str]) -> None:
         """Run a process; start it again when it ends by itself; stop it when we are cancelled."""
         log_path = self._data / "demo" / f"{name}.log"
+        pid_path = self._data / "demo" / f"{name}.pid"
+        ends = 0
         while True:
             with open(log_path, "ab") as log:  # noqa: ASYNC230 - once per start of a process
                 process = await trio.lowlevel.open_process(
                     [sys.executable, "-m", "fairlead.cli", *arguments], stdin=subprocess.DEVNULL, stdout=log,
                     stderr=log, env={**self._environ, **extra}, start_new_session=True,
                 )  # fmt: skip
+            pid_path.write_text(f"{process.pid}\n")
             try:
                 status = await process.wait()
             except trio.Cancelled:
@@ -192,7 +234,14 @@ class Demo:
                 raise
             if status == 2:
                 raise DemoFailed(f"{name}: configuration refused; see {log_path}")
-            print(f"fairlead demo: {name} ended with status {status}; starting it again", flush=True)
+            ends += 1
+            why = last_error(log_path)
+            if not self._is_ready and ends >= ENDS_BEFORE_READY_MAX:
+                raise DemoFailed(f"{name} does not start: {why or 'it says nothing'}; see {log_path}")
+            print(
+                f"fairlead demo: {name} ended with status {status}; starting it again {why}".rstrip(),
+                flush=True,
+            )
             await trio.sleep(RESTART_PAUSE_S)
 
     async def _wait_ready(self) -> None:
@@ -231,7 +280,8 @@ class Demo:
              .venv/bin/fairlead ctl dispatch demo:announce message=hello --target all
   logs       {_shown(self._data)}/demo/*.log
 
-  Kill a node and look: it comes back, and nothing is lost. Ctrl-C stops everything.
+  Kill a node (kill -9 $(cat {_shown(self._data)}/demo/lobby-1.pid)) and look: it comes back, and nothing is
+  lost. Ctrl-C stops everything.
 """,
             flush=True,
         )
@@ -240,9 +290,16 @@ class Demo:
 def _shown(path: Path) -> str:
     """The path as one would type it here."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        return shlex.quote(str(path.relative_to(Path.cwd())))
     except ValueError:
-        return str(path)
+        return shlex.quote(str(path))
+
+
+def last_error(log_path: Path) -> str:
+    """The last ERROR line of a log, without its time; "" if its last lines have none."""
+    lines = log_path.read_text(errors="replace").splitlines()[-5:]
+    errors = [line for line in lines if " ERROR " in line]
+    return f"({errors[-1].partition(' ERROR ')[2].strip()[:300]})" if errors else ""
 
 
 def proxy_toml(ports: Ports, data: Path) -> str:

@@ -25,12 +25,17 @@ def add_to(verbs: Any) -> None:
         ("node-key", "print the key of one node"),
     ):
         each = parts.add_parser(name, help=text)
+        if name == "fingerprint":
+            each.add_argument("--id", default="", help="print the key id of this node too, as logs name it")
         if name == "node-key":
             each.add_argument("id")
             each.add_argument(
                 "--epoch", type=int, default=0, help="the identity's key epoch; raised by a revoke"
             )
-        each.add_argument("--file", help="file that holds the secret; else environment SECURITY_PROXY_SECRET")
+        each.add_argument(
+            "--file",
+            help="file with the secret; else from the environment",
+        )
         each.set_defaults(run=_fingerprint if name == "fingerprint" else _node_key)
 
 
@@ -40,9 +45,9 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> bytes | None:
-    text = Path(options.file).read_text() if options.file else os.environ.get("SECURITY_PROXY_SECRET", "")
+    text = Path(options.file).read_text() if options.file else _from_environment()
     if not text.strip():
-        print("no secret: give --file, or set SECURITY_PROXY_SECRET", file=sys.stderr)
+        print("no secret: give --file FILE, or set SECURITY_PROXY_SECRET", file=sys.stderr)
         return None
     decoded = decode_secret(text.strip())
     if isinstance(decoded, str):
@@ -51,11 +56,18 @@ def _read(options: argparse.Namespace) -> bytes | None:
     return decoded
 
 
+def _from_environment() -> str:
+    """A proxy's variable, or else a node's."""
+    return os.environ.get("SECURITY_PROXY_SECRET") or os.environ.get("FAIRLEAD_PROXY_SECRET") or ""
+
+
 def _fingerprint(options: argparse.Namespace) -> int:
     secret = _read(options)
     if secret is None:
         return EXIT_CONFIG
     print(fingerprint(secret))
+    if options.id:
+        print(f"key id of {options.id}: {derive(secret, Role.NODE, options.id, 0).key_id.hex()}")
     return EXIT_STOPPED
 
 

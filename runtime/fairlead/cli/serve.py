@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -62,8 +63,14 @@ def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_regist
     try:
         node = _load_handlers(where) if where else Node()
     except Exception as error:
-        print(f"{path}: handlers {where!r} cannot be loaded: {error}", file=sys.stderr)
-        if not isinstance(error, LookupError | TypeError):
+        given = "--handlers" if handlers else f"{path}: handlers"
+        print(f"{given} {where}: cannot be loaded: {error}", file=sys.stderr)
+        ours = (
+            isinstance(error, ModuleNotFoundError) and error.name == where.partition(":")[0].partition(".")[0]
+        )
+        if ours:
+            print(f"it is looked for in {os.getcwd()} and in what is installed", file=sys.stderr)
+        elif not isinstance(error, LookupError | TypeError):
             traceback.print_exc()
         return EXIT_CONFIG
     world = RealWorld()
@@ -90,8 +97,12 @@ def _load_handlers(where: str) -> Node:
     module_name, _, attribute = where.partition(":")
     if not attribute:
         raise LookupError("write package.module:attribute, e.g. my_mod:node")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as people expect of `module:attribute`
     module = importlib.import_module(module_name)
     found = getattr(module, attribute, None)
+    if found is None:
+        raise LookupError(f"{module_name} has no attribute {attribute!r}")
     if not isinstance(found, Node):
         raise LookupError(f"{module_name}.{attribute} is not a fairlead.backend.Node")
     return found

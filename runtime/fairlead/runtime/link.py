@@ -39,6 +39,11 @@ class LinkPump:
         self._ending: Reject | None = None
         self._scope = trio.CancelScope()
 
+    @property
+    def ending(self) -> bool:
+        """The link was told to end."""
+        return self._ending is not None
+
     # -- sending: never waits
 
     def send(self, message: Message, correlation_id: str = "") -> Reject | None:

@@ -89,6 +89,8 @@ class NodeLink:
     async def _on_event(self, event: Event) -> None:
         match event:
             case MessageReceived(envelope, message):
+                if self._pump.ending:
+                    return  # It was let go already; what it had sent meanwhile needs no word.
                 if not self.introduced and not isinstance(message, m.Hello):
                     self._refuse(Reason.UNAUTHORIZED_TYPE, f"{type(message).__name__} before HELLO")
                     return

@@ -482,6 +482,10 @@ class Dispatcher:
         """What is known of the runs once all have ended, or when the time is up. Missing: not ended."""
         return await self._waiters.wait(run_ids, timeout_s)
 
+    def release_waiting(self) -> None:
+        """Answer everybody who waits with what is known now."""
+        self._waiters.release()
+
     # -- upkeep
 
     async def _renew_loop(self) -> None:

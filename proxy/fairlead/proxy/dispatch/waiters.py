@@ -54,6 +54,12 @@ class Waiters:
                     del self._waits[run_id]
         return {run_id: wait.result for run_id, wait in waits.items() if wait.result is not None}
 
+    def release(self) -> None:
+        """Let all go as if their time were up: the proxy stops, and they are told how to ask again."""
+        for waits in self._waits.values():
+            for wait in waits:
+                wait.event.set()
+
     async def wake(self, run_id: str, parent_id: str, result: dict[str, Any] | None = None) -> None:
         """A run ended, and with it perhaps its parent (else `parent_id` is "")."""
         for identifier, known in ((run_id, result), (parent_id, None)):

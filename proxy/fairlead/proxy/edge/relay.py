@@ -74,7 +74,10 @@ class _Relay:
                 await self._sockets(source, target, is_up)
             else:
                 await self._streams(source, target, is_up)
-            await target.send_eof()
+            try:
+                await target.send_eof()
+            except trio.BrokenResourceError:
+                return  # It had ended as well: nothing of this direction was lost, and nobody is to blame.
         except (trio.BrokenResourceError, _TargetBroken) as error:
             if self._broken is None:
                 is_client = is_up != isinstance(error, _TargetBroken)

@@ -50,6 +50,7 @@ class Ops:
         self._api, self._store, self._health, self._keys = api, store, health, keys
         self._edge_status, self._probe_disk = edge_status, probe_disk
         self._open_reads, self._facts = open_reads, facts
+        self.in_flight = 0
         self._started_s = trio.current_time()
         self._document = json_response(openapi.document(VERSION))
         self._requests = observer.metrics.counter(
@@ -58,7 +59,11 @@ class Ops:
 
     async def handle(self, request: Request) -> Response:
         """One request on the operators' port."""
-        return await self._handle(request, public_only=False)
+        self.in_flight += 1
+        try:
+            return await self._handle(request, public_only=False)
+        finally:
+            self.in_flight -= 1
 
     async def handle_public(self, request: Request) -> Response:
         """One request on the clients' port: only what the table marks as public, and only with a key."""
@@ -86,6 +91,11 @@ class Ops:
                 )
             self._requests.inc(found.endpoint.name, str(response.status))
             return response
+        if not public_only and request.method in ("GET", "HEAD"):
+            if request.path == "/":
+                return Response(302, [("location", "/status")])
+            if request.path == "/favicon.ico":
+                return Response(204)
         allowed = [] if isinstance(found, Found) else found
         reason = Reason.METHOD_NOT_ALLOWED if allowed else Reason.ROUTE_UNKNOWN
         detail = f"{request.method} {request.path}"

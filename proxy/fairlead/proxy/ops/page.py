@@ -69,7 +69,9 @@ def _node_row(node: dict[str, Any]) -> Sequence[object]:
     registry, queue = node["registry"], node["queue"]
     state = node["state"] + (" paused" if node["paused"] else "")
     why = node["last_end"]["reason"] if node["last_end"] and not node["connected"] else ""
-    nack = registry["last_nack"]
+    nack, refused = registry["last_nack"], node["announce_refused"]
+    if refused and not why:
+        why = f"{len(refused)} commands refused: {refused[0]['reason']}"
     acked = registry["acked"] if registry["acked"] is not None else "-"
     return (
         node["id"], _badge(state), f"{acked} of {registry['desired']}",
