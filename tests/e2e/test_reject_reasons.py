@@ -46,6 +46,7 @@ NOT_BY_A_SOCKET = {
     Reason.LINK_CLOSED: "a planned end is no refusal: it is logged and shown, not counted",
     Reason.STORE_UNAVAILABLE: "needs a disk that fails",
     Reason.BACKEND_NONE_AVAILABLE: "a listener without a backend is refused with the configuration",
+    Reason.HANDLER_KILLS_NODE: "three deaths of a node: test_poison.py",
     Reason.INTERNAL_ERROR: "a defect by definition; asserted to stay at zero",
 }
 

@@ -1,7 +1,8 @@
 """A whole cluster in one process, in virtual time, over memory streams: the seam holds.
 
 The product's own composition roots run unchanged; only the World is another. What is shown here is that nothing of
-them reaches around it: no socket, no thread, no real time. The simulator builds on this.
+them reaches around it: no socket, no thread, no real time. The simulator builds on this. (pytest-trio looks for
+`autojump_clock` among a test's own arguments, so each test names it.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from tests.support.config_text import OPS_KEY, SECRET
 from tests.support.memory_world import MemoryNetwork, MemoryWorld, quiet_observer
+from trio.testing import MockClock
 
 from fairlead.backend import Node, TransientFailure
 from fairlead.backend.app import NodeProcess
@@ -187,7 +188,7 @@ class Cluster:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> Cluster:
+async def cluster(tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock) -> Cluster:
     made = Cluster(tmp_path, seed=7)
     await made.start_proxy(nursery)
     for name in ("alpha", "beta"):
@@ -196,7 +197,9 @@ async def cluster(tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.te
     return made
 
 
-async def test_commands_clients_and_a_stop_in_virtual_time(cluster: Cluster, nursery: trio.Nursery) -> None:
+async def test_commands_clients_and_a_stop_in_virtual_time(
+    autojump_clock: MockClock, cluster: Cluster, nursery: trio.Nursery
+) -> None:
     await cluster.serve_app(nursery)
     ended = await cluster.dispatch("t:echo", "beta", text="hello")
     assert (ended["status"], ended["result"], ended["node_id"]) == ("COMPLETED", "hello", "beta")
@@ -208,7 +211,7 @@ async def test_commands_clients_and_a_stop_in_virtual_time(cluster: Cluster, nur
     cluster.stops["proxy"].set()
 
 
-async def test_a_cut_link_loses_nothing(cluster: Cluster) -> None:
+async def test_a_cut_link_loses_nothing(autojump_clock: MockClock, cluster: Cluster) -> None:
     """The link breaks while a `once` handler runs: it runs on, and its result arrives over the next link."""
     async with trio.open_nursery() as callers:
         answers: list[Any] = []
@@ -223,7 +226,9 @@ async def test_a_cut_link_loses_nothing(cluster: Cluster) -> None:
     assert cluster.effects == ["beta:precious"]
 
 
-async def test_a_node_killed_in_the_middle_of_a_once_command(cluster: Cluster, nursery: trio.Nursery) -> None:
+async def test_a_node_killed_in_the_middle_of_a_once_command(
+    autojump_clock: MockClock, cluster: Cluster, nursery: trio.Nursery
+) -> None:
     """Nobody can know whether it took effect: OUTCOME_UNKNOWN, and it never runs again by itself."""
     accepted = await cluster.dispatch("t:note", "beta", wait_s=0, text="torn")
     await trio.sleep(0.2)
@@ -240,7 +245,9 @@ async def test_a_node_killed_in_the_middle_of_a_once_command(cluster: Cluster, n
     assert cluster.effects == []
 
 
-async def test_a_restarted_proxy_knows_what_it_accepted(cluster: Cluster, nursery: trio.Nursery) -> None:
+async def test_a_restarted_proxy_knows_what_it_accepted(
+    autojump_clock: MockClock, cluster: Cluster, nursery: trio.Nursery
+) -> None:
     """Accepted while the node is paused, then the proxy dies: the run waits in the store and still runs."""
     await cluster.ask(OPS, "POST", "/api/nodes/alpha/pause")
     accepted = await cluster.dispatch("t:echo", "alpha", wait_s=0, text="later")
@@ -260,7 +267,9 @@ async def test_a_restarted_proxy_knows_what_it_accepted(cluster: Cluster, nurser
     assert run["result"] == "later"
 
 
-async def test_a_passing_failure_is_retried_until_it_succeeds(cluster: Cluster) -> None:
+async def test_a_passing_failure_is_retried_until_it_succeeds(
+    autojump_clock: MockClock, cluster: Cluster
+) -> None:
     ended = await cluster.dispatch("t:flaky", "any", times=2)
     assert (ended["status"], ended["result"]) == ("COMPLETED", 3)
     _, run = await cluster.ask(OPS, "GET", f"/api/runs/{ended['run_id']}")
@@ -270,26 +279,32 @@ async def test_a_passing_failure_is_retried_until_it_succeeds(cluster: Cluster) 
     assert run["attempts"] == 3
 
 
-async def test_retries_end_with_the_attempts_of_the_configuration(cluster: Cluster) -> None:
+async def test_retries_end_with_the_attempts_of_the_configuration(
+    autojump_clock: MockClock, cluster: Cluster
+) -> None:
     ended = await cluster.dispatch("t:flaky", "any", times=99)
     assert (ended["status"], ended["reason"]) == ("FAILED", "HANDLER_FAILED_TRANSIENT")
     assert len(cluster.effects) == 3
 
 
-async def test_an_effect_is_retried_on_its_own_node_with_the_commands_own_attempts(cluster: Cluster) -> None:
+async def test_an_effect_is_retried_on_its_own_node_with_the_commands_own_attempts(
+    autojump_clock: MockClock, cluster: Cluster
+) -> None:
     """What is not idempotent never leaves the node that may have begun it."""
     ended = await cluster.dispatch("t:flaky-effect", "any", times=4)
     assert (ended["status"], ended["result"]) == ("COMPLETED", 5)
     assert len(set(cluster.effects)) == 1
 
 
-async def test_a_once_command_is_never_retried(cluster: Cluster) -> None:
+async def test_a_once_command_is_never_retried(autojump_clock: MockClock, cluster: Cluster) -> None:
     ended = await cluster.dispatch("t:flaky-once", "any", times=1)
     assert (ended["status"], ended["reason"]) == ("FAILED", "HANDLER_FAILED_TRANSIENT")
     assert len(cluster.effects) == 1
 
 
-async def test_a_retry_survives_the_proxy_and_the_node(cluster: Cluster, nursery: trio.Nursery) -> None:
+async def test_a_retry_survives_the_proxy_and_the_node(
+    autojump_clock: MockClock, cluster: Cluster, nursery: trio.Nursery
+) -> None:
     """Both die while the run waits for its next attempt."""
     accepted = await cluster.dispatch("t:flaky-effect", "beta", wait_s=0, times=3)
     while not cluster.effects:

@@ -9,8 +9,9 @@ def markdown() -> str:
     """The page. A test compares it with the file."""
     parts = [
         "# Reasons\n\nEvery refusal and every failure has one of these. Generated from"
-        " `protocol/fairlead/protocol/reasons.py` by `fairlead check reason-codes --markdown`. HTTP is the status where the"
-        " reason answers a request; how a run ended (family run) is told by its own status in a 200.\n"
+        " `protocol/fairlead/protocol/reasons.py` by `fairlead check reason-codes --markdown`."
+        " HTTP is the status where the reason answers a request; how a run ended (family run) is told by its own"
+        " status in a 200.\n"
     ]
     for family in Family:
         parts.append(
