@@ -91,7 +91,7 @@ class Dispatcher:
         self.budget = RetryBudget(settings.retry_share)
         self._links: dict[str, NodeLink] = {}
         self._redeliver: dict[str, list[Attempt]] = {}
-        self._reports: deque[tuple[NodeLink, Report]] = deque()
+        self._reports: deque[tuple[NodeLink, Report, str]] = deque()  # with the correlation id
         self._unsent: list[Report] = []
         # What was given back must not be delivered any more, even if the store was read just before it knew.
         self._given_back: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -357,7 +357,7 @@ class Dispatcher:
 
     async def reported(self, link: NodeLink, report: Report, correlation_id: str) -> None:
         """A result or a refusal. The link's reader waits only if the store is far behind."""
-        self._reports.append((link, report))
+        self._reports.append((link, report, correlation_id))
         self._reported.set()
         if len(self._reports) > REPORTS_WAITING_MAX:
             await self._settled.wait()
@@ -403,7 +403,7 @@ class Dispatcher:
     async def _settle_batch(self) -> None:
         batch = list(self._reports)[: 4 * CLAIM_MAX]
         unsent = self._unsent[:CLAIM_MAX]
-        reports = [report for _, report in batch] + unsent
+        reports = [report for _, report, _ in batch] + unsent
         units = [self._world.random_unit() for _ in reports]
         granted = grant(self._settings.retry, units, self.budget.allowed)
         settled = await self._store.settle(reports, self._world.wall_ms(), granted)
@@ -412,9 +412,13 @@ class Dispatcher:
             self._reports.popleft()
         del self._unsent[: len(unsent)]
         acks: dict[NodeLink, list[tuple[str, int]]] = {}
-        links: list[NodeLink | None] = [link for link, _ in batch]
+        links: list[NodeLink | None] = [link for link, _, _ in batch]
+        correlation_ids = [each for _, _, each in batch] + [""] * len(unsent)
         links += [None] * len(unsent)
-        for link, report, outcome in zip(links, reports, settled, strict=True):
+        waiting_changed = False
+        for link, report, outcome, correlation_id in zip(
+            links, reports, settled, correlation_ids, strict=True
+        ):
             self._verdicts.inc(outcome.verdict.value)
             if outcome.verdict is Verdict.FOREIGN:
                 if link is not None:
@@ -422,15 +426,19 @@ class Dispatcher:
                 continue
             if link is not None:
                 acks.setdefault(link, []).append((report.run_id, report.fence))
-            await self._after_settling(report, outcome)
+            waiting_changed |= outcome.verdict in (Verdict.REQUEUED, Verdict.RETRIED)
+            await self._after_settling(report, outcome, correlation_id)
         for link, runs in acks.items():
             for start in range(0, len(runs), ACKS_MAX):
                 if not link.ended.is_set():
                     link.send(m.ResultAck(tuple(runs[start : start + ACKS_MAX])))
+        if waiting_changed:
+            await self._guarded(self._refresh_pending)
         if self.pending_total:
             self._claimable.set()
 
-    async def _after_settling(self, report: Report, outcome: Settled) -> None:
+    async def _after_settling(self, report: Report, outcome: Settled, correlation_id: str) -> None:
+        """What follows in memory. Nothing here may fail: the rest of the batch has to follow too."""
         slot = self.fleet.slots.get(report.node_id)
         if slot is not None:
             known = slot.outstanding.get(report.run_id)
@@ -441,17 +449,15 @@ class Dispatcher:
         if outcome.verdict is Verdict.REQUEUED:
             self._observer.refused(
                 parse_reason(report.reason),
-                report.detail, run=report.run_id, node=report.node_id, level="info",
+                report.detail, run=report.run_id, node=report.node_id, correlation_id=correlation_id, level="info",
             )  # fmt: skip
-            await self._refresh_pending()
         elif outcome.verdict is Verdict.RETRIED:
             self.budget.spend(1)
             self._retried.inc(report.reason)
             self._observer.log.info(
                 "attempt_failed", run=report.run_id, node=report.node_id, attempt=report.fence,
-                reason=report.reason, detail=report.detail[:200], then="retry",
+                reason=report.reason, detail=report.detail[:200], then="retry", correlation_id=correlation_id,
             )  # fmt: skip
-            await self._refresh_pending()
         elif outcome.verdict is Verdict.SETTLED:
             assert outcome.status is not None
             self._count_end(outcome.status, parse_reason(report.reason) if report.reason else None)
@@ -459,7 +465,7 @@ class Dispatcher:
             if report.reason:
                 self._observer.refused(
                     parse_reason(report.reason), report.detail[:200], run=report.run_id, node=report.node_id,
-                    level="info",
+                    correlation_id=correlation_id, level="info",
                 )  # fmt: skip
             result = None
             if self._waiters.interested(report.run_id):

@@ -6,12 +6,14 @@ told of an end that is not durable: `wake` is called only after the store settle
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
+from fairlead.protocol.reasons import Refused
 from fairlead.proxy.store.interface import RunStatus, Store
 
 
@@ -54,6 +56,13 @@ class Waiters:
                     del self._waits[run_id]
         return {run_id: wait.result for run_id, wait in waits.items() if wait.result is not None}
 
+    async def _read(self, run_id: str) -> dict[str, Any] | None:
+        """Its end as the store has it. A store that fails now makes the caller ask again, nothing worse."""
+        try:
+            return (await self._store.results([run_id])).get(run_id)
+        except (sqlite3.Error, OSError, Refused):
+            return None
+
     def release(self) -> None:
         """Let all go as if their time were up: the proxy stops, and they are told how to ask again."""
         for waits in self._waits.values():
@@ -66,7 +75,7 @@ class Waiters:
             if not identifier or identifier not in self._waits:
                 continue
             if known is None:
-                known = (await self._store.results([identifier])).get(identifier)
+                known = await self._read(identifier)
             for wait in self._waits.get(identifier, ()):
                 wait.result = known
                 wait.event.set()

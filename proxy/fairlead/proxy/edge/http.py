@@ -291,7 +291,9 @@ class ClientConnection:
             self.phase = LINGER  # This was counted; that the client is gone now is our doing.
             raise trio.BrokenResourceError("the answer was cut off")
         self.keep = self.keep and not self.has_body_pending
-        response = problem(reject.reason, reject.detail, self.correlation_id, retry_after_s=retry_after_s)
+        response = problem(
+            reject.reason, reject.detail, self.correlation_id, retry_after_s=retry_after_s, for_client=True
+        )
         await self._send_answer(response, b"GET")
 
     async def _send_answer(self, response: Response, method: bytes) -> None:

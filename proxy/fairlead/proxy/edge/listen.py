@@ -218,7 +218,9 @@ class Edge:
         retry_after_s = None
         if reject.reason is Reason.CONNECTION_RATE_LIMIT:
             retry_after_s = self._config.limits.connection_per_ip_window_s
-        response = problem(reject.reason, reject.detail, correlation_id, retry_after_s=retry_after_s)
+        response = problem(
+            reject.reason, reject.detail, correlation_id, retry_after_s=retry_after_s, for_client=True
+        )
         answer = answer_bytes(response, b"GET", False, correlation_id, self._world.wall_ms())
         if self._turning_away >= _TURNING_AWAY_MAX:
             return turn_away(stream, answer)

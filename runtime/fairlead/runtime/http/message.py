@@ -18,10 +18,17 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from fairlead.protocol.reasons import Reason, Refused, traits
+from fairlead.protocol.reasons import Family, Reason, Refused, of_family, traits
 
 QUERY_PARAMS_MAX: Final = 100
 RETRY_AFTER_DEFAULT_S: Final = 1.0
+
+# Their details name backends and limits, which are nobody's business outside.
+_INSIDE: Final = frozenset(
+    reason
+    for reason in of_family(Family.EDGE)
+    if reason.name.startswith(("BACKEND_", "ROUTING_", "CONNECTION_"))
+)
 
 _encoder = msgspec.json.Encoder()
 
@@ -99,8 +106,12 @@ def problem(
     *,
     retry_after_s: float | None = None,
     extra: dict[str, Any] | None = None,
+    for_client: bool = False,
 ) -> Response:
-    """A refusal as application/problem+json. 429 and 503 always say when to come back."""
+    """A refusal as application/problem+json. 429 and 503 always say when to come back.
+
+    `for_client`: leave out what is for operators alone, the next step and what names our insides; the correlation
+    id leads an operator to both."""
     row = traits(reason)
     if retry_after_s is None and row.status in (429, 503):
         retry_after_s = RETRY_AFTER_DEFAULT_S
@@ -113,6 +124,10 @@ def problem(
         "correlation_id": correlation_id,
         "action": row.action,
     }
+    if for_client:
+        del body["action"]
+        if reason in _INSIDE:
+            body["detail"] = ""
     headers = [("content-type", "application/problem+json")]
     if retry_after_s is not None:
         whole_s = max(1, math.ceil(retry_after_s))
