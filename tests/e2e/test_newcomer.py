@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -91,6 +92,22 @@ def test_handlers_are_found_in_the_folder_one_is_in(tmp_path: Path) -> None:
         assert "Traceback" not in out
 
 
+DEMO_PORTS = (8080, 8081, 8082, 9100, 9201, 9202, 25565, 25566, 25567, 25570)
+
+
+def free_offset() -> int:
+    """An offset at which nobody has any of the demo's ports, below those the system gives to connections."""
+    for offset in random.sample(range(100, 7_000), 500):
+        try:
+            for port in DEMO_PORTS:
+                with closing(socket.socket()) as probe:
+                    probe.bind(("127.0.0.1", port + offset))
+        except OSError:
+            continue
+        return offset
+    raise AssertionError("no free offset")
+
+
 def demo(folder: Path, offset: int, **more: str) -> subprocess.Popen[str]:
     environ = {**clean_environ(), "FAIRLEAD_DATA": str(folder), "FAIRLEAD_PORT_OFFSET": str(offset), **more}
     return subprocess.Popen(
@@ -111,7 +128,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 
 def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
     """One demo for each folder; environment that is no secret reaches it; a killed node comes back; it stops."""
-    offset = 7_000 + os.getpid() % 9_000
+    offset = free_offset()
     with demo(tmp_path / "data", offset, DISPATCH_RETENTION_HOURS="99") as first:
         try:
             wait_for(first, "Ctrl-C stops everything")
@@ -121,7 +138,7 @@ def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
                 if "=" in line
             )
             assert (tmp_path / "data/demo.env").stat().st_mode & 0o077 == 0
-            second = demo(tmp_path / "data", offset + 100)
+            second = demo(tmp_path / "data", free_offset())
             out, _ = second.communicate(timeout=20)
             assert second.returncode == 1
             assert "another demo uses" in out
@@ -151,7 +168,7 @@ def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
 
 
 def test_a_demo_that_cannot_start_says_why_and_gives_up(tmp_path: Path) -> None:
-    offset = 17_000 + os.getpid() % 9_000
+    offset = free_offset()
     (tmp_path / "data").mkdir()
     (tmp_path / "data/fairlead.db").write_bytes(
         b"this is no database, and long enough to be read as one" * 40
