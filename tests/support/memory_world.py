@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,12 +111,6 @@ class MemoryWorld:
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint()
         return function()
-
-    async def run_process(self, command: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
-        raise AssertionError("no processes in this world")
-
-    def resident_bytes(self) -> int:
-        return 0
 
     def notify(self, address: str, text: bytes) -> None:
         raise AssertionError("no service manager in this world")

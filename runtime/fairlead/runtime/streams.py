@@ -89,18 +89,6 @@ class SocketStream:
             except OSError as error:
                 raise self._failure(error) from error
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Like `receive_some`, into the caller's buffer; returns the count, 0 at end of file."""
-        await self._take_turn()
-        while True:
-            try:
-                return self._sock.recv_into(buffer)
-            except BlockingIOError:
-                self._turns = 0
-                await self._wait_readable()
-            except OSError as error:
-                raise self._failure(error) from error
-
     async def wait_readable(self) -> None:
         """Until bytes, end of file or an error are there to be read. For a borrowed, shared buffer."""
         await self._wait_readable()

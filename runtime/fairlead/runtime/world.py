@@ -1,4 +1,4 @@
-"""The one seam to the world: clocks, randomness, network, disk, threads, processes.
+"""The one seam to the world: clocks, randomness, network, disk, threads.
 
 Nothing outside this file calls `time.time`, `os.urandom`, `random`, `uuid4`, or opens a socket
 (`tests/test_architecture.py` guards it). Waiting is trio's: a virtual clock drives it in simulation, where
@@ -11,9 +11,8 @@ import errno
 import os
 import resource
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -66,12 +65,6 @@ class World(Protocol):
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run a blocking function; abandoned, not stopped, if the caller is cancelled."""
-
-    async def run_process(self, command: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
-        """Run a program to its end; killed if the caller is cancelled. Returns status, stdout, stderr."""
-
-    def resident_bytes(self) -> int:
-        """Resident memory of this process."""
 
     def notify(self, address: str, text: bytes) -> None:
         """Tell the service manager something (sd_notify): one datagram, best effort."""
@@ -172,17 +165,6 @@ class RealWorld:
         if self._threads is None:
             self._threads = trio.CapacityLimiter(THREADS_MAX)
         return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
-
-    async def run_process(self, command: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
-        done = await trio.run_process(
-            list(command), stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
-        )
-        assert isinstance(done, subprocess.CompletedProcess)
-        return done.returncode, done.stdout, done.stderr
-
-    def resident_bytes(self) -> int:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def notify(self, address: str, text: bytes) -> None:
         if address.startswith("@"):

@@ -32,7 +32,6 @@ class NodeRecord:
 
     node_id: str
     connected: bool = False
-    connected_at_s: float = 0.0
     heard_at_s: float | None = None
     lost_at_s: float | None = None
     said_goodbye: bool = False
@@ -76,7 +75,7 @@ class NodeRecord:
 
     def linked(self, hello: Hello, now_s: float) -> None:
         self.connected, self.said_goodbye, self.lost_at_s = True, False, None
-        self.connected_at_s = self.heard_at_s = now_s
+        self.heard_at_s = now_s
         self.links += 1
         self.software, self.incarnation = hello.software, hello.incarnation
         self.capacity, self.labels = hello.capacity, dict(hello.labels)

@@ -43,7 +43,6 @@ class RegistryOwner:
         self.registry = registry
         self.sources = dict(sources)  # name -> who announced it
         self._steps: OrderedDict[int, Change] = OrderedDict()  # by the generation they start from
-        self._short: dict[str, tuple[str, ...]] | None = None
 
     @property
     def position(self) -> Position:

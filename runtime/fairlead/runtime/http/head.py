@@ -18,7 +18,6 @@ import h11
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.runtime.http import framing
 
-HEAD_END: Final = b"\r\n\r\n"
 CHUNKED: Final = -1  # in place of a length
 UNTIL_CLOSE: Final = -2
 
