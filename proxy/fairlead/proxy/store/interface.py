@@ -1,220 +1,58 @@
-"""What a store must do, in domain words, and the values that cross its border.
+"""What a store must do, in domain words.
 
-Every method is one transaction and returns after it is durable. Times are the caller's wall clock in
-milliseconds. Implementations share the contract suite in `tests/shell/test_store_contract.py`.
+Every method is one transaction and returns after it is durable. Times are the caller's wall clock in milliseconds;
+leases are judged by the store's own clock where several proxies share it. The values that cross this border are in
+`records`. Both implementations share the contract suite in `tests/shell/test_store_contract*.py`.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-from fairlead.protocol.reasons import Reason
+from fairlead.proxy.store.records import (
+    NO_RETRIES,
+    Accepted,
+    AgentControl,
+    Attempt,
+    AuditEvent,
+    Budget,
+    CallbackDue,
+    CancelOutcome,
+    DeadLetter,
+    DeadLetterFilter,
+    Ended,
+    KeyReused,
+    NewReplay,
+    NewRun,
+    NodeOverride,
+    Replay,
+    ReplayStart,
+    ReplayStarted,
+    Report,
+    RetryGrant,
+    RunFilter,
+    RunIdTaken,
+    RunResult,
+    Settled,
+    StoredRegistry,
+    Swept,
+    Waiting,
+)
 
-
-class RunStatus(enum.StrEnum):
-    """The states of a run. The last four are terminal and never change again, in the database too."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    EXPIRED = "EXPIRED"
-
-    @property
-    def terminal(self) -> bool:
-        return self not in (RunStatus.PENDING, RunStatus.RUNNING)
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The node a run is pinned to from its acceptance on, because it had room at that moment."""
-
-    node_id: str
-    incarnation: str
-    lease_until_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """A submission that passed every guard, ready to be accepted."""
-
-    run_id: str
-    tenant: str
-    command: str
-    effect: str
-    args_json: bytes
-    target: str
-    target_node: str  # "" means any node
-    identity_json: bytes
-    correlation_id: str
-    accepted_at_ms: int
-    deadline_at_ms: int
-    timeout_ms: int
-    attempts_max: int = 0  # 0: as configured
-    idempotency_key: str = ""
-    payload_hash: bytes = b""
-    assignment: Assignment | None = None
-    children: tuple[NewRun, ...] = ()
-    parent_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The run is durable. `replayed`: an earlier submission under the same idempotency key made it."""
-
-    run_id: str
-    status: RunStatus
-    replayed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KeyReused:
-    """The idempotency key belongs to a different request."""
-
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One delivery of one run, as the dispatcher needs it."""
-
-    run_id: str
-    fence: int
-    node_id: str
-    incarnation: str
-    tenant: str
-    command: str
-    effect: str
-    args_json: bytes
-    identity_json: bytes
-    correlation_id: str
-    accepted_at_ms: int
-    deadline_at_ms: int
-    timeout_ms: int
-    target_node: str
-    failed: int = 0  # attempts that failed before this one
-
-    @property
-    def is_retry(self) -> bool:
-        return self.failed > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a node says about an attempt: it ended, or it was durably never started (`refused`)."""
-
-    run_id: str
-    fence: int
-    node_id: str
-    completed: bool
-    value_json: bytes
-    reason: str
-    detail: str
-    started_at_ms: int
-    finished_at_ms: int
-    refused: bool = False
-
-
-class Verdict(enum.Enum):
-    """What became of a report."""
-
-    SETTLED = "settled"  # the run is terminal now, because of it
-    REQUEUED = "requeued"  # it goes back to PENDING: the attempt was durably not started
-    RETRIED = "retried"  # it goes back to PENDING after a delay: the attempt failed, another may not
-    ALREADY = "already"  # the run was terminal before; the first end counts
-    STALE = "stale"  # a newer attempt exists
-    UNKNOWN = "unknown"  # no such run: pruned, or never ours
-    FOREIGN = "foreign"  # the run is not this node's
-
-
-@dataclass(frozen=True, slots=True)
-class RetryGrant:
-    """How settling decides about retries: pure, so that a job may run twice.
-
-    `delay_ms(index of the report, reason, effect, failed attempts, the run's own bound, ms to its deadline)` answers
-    the delay of the next attempt or None; at most `allowed` of the batch are retried.
-    """
-
-    allowed: int
-    delay_ms: Callable[[int, str, str, int, int, int], int | None]
-
-
-NO_RETRIES = RetryGrant(0, lambda *_: None)
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What waits: due runs by target node ("" means any), and those whose next attempt is not due yet."""
-
-    due: Mapping[str, int]
-    delayed: int = 0
-    next_due_at_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """The verdict on one report, with what waiters want to know."""
-
-    run_id: str
-    verdict: Verdict
-    status: RunStatus | None = None
-    parent_id: str = ""
-    parent_status: RunStatus | None = None
-    accepted_at_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A run that a sweep changed: its deadline passed, or its node forgot it."""
-
-    run_id: str
-    status: RunStatus
-    reason: Reason | None
-    node_id: str
-    parent_id: str = ""
-    parent_status: RunStatus | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOverride:
-    """What operators decided about a node; survives restarts."""
-
-    node_id: str
-    paused: bool = False
-    draining: bool = False
-    changed_at_ms: int = 0
-    changed_by: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRegistry:
-    """The registry as it was last published."""
-
-    fleet_id: str
-    epoch: int
-    generation: int
-    descriptors: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)  # name -> canonical, source
-
-
-@dataclass(frozen=True, slots=True)
-class RunFilter:
-    """Which runs to list, newest first."""
-
-    tenant: str | None = None
-    status: RunStatus | None = None
-    command: str | None = None
-    node_id: str | None = None
-    limit: int = 50
+AcceptOutcome = Accepted | KeyReused | RunIdTaken
 
 
 class Store(Protocol):
     """The interface. See the module's docstring for what holds of every method."""
 
-    async def accept(self, runs: Sequence[NewRun]) -> list[Accepted | KeyReused]: ...
+    @property
+    def shared(self) -> bool:
+        """Whether other proxies may use the same store: then what they change has to be looked for."""
+
+    # -- the command's journey
+
+    async def accept(self, runs: Sequence[NewRun]) -> list[AcceptOutcome]: ...
 
     async def find_key(self, tenant: str, key: str, payload_hash: bytes) -> Accepted | KeyReused | None:
         """What an idempotency key stands for, if anything."""
@@ -225,48 +63,142 @@ class Store(Protocol):
         incarnation: str,
         commands: Sequence[str],
         limit: int,
-        lease_until_ms: int,
+        lease_ms: int,
         now_ms: int,
+        without_tenants: Sequence[str] = (),
+        anybodys: bool = True,
     ) -> list[Attempt]:
-        """Pin up to `limit` pending runs that the node may execute, oldest first, each with a new fence."""
+        """Pin up to `limit` pending runs that the node may execute, most urgent first, each with a new fence.
+        `anybodys`: also those that are meant for no node in particular."""
 
     async def held_by(self, node_id: str) -> list[Attempt]:
-        """The attempts that node may be executing: what is delivered again when it returns."""
+        """The attempts of this proxy that the node may be executing: what is delivered again when it returns."""
 
     async def settle(
         self, reports: Sequence[Report], now_ms: int, retry: RetryGrant = NO_RETRIES
     ) -> list[Settled]: ...
 
-    async def renew(self, node_id: str, runs: Sequence[tuple[str, int]], lease_until_ms: int) -> None: ...
+    async def renew(
+        self, node_id: str, runs: Sequence[tuple[str, int]], lease_ms: int, now_ms: int
+    ) -> list[str]:
+        """Renew leases; returns the runs that are not this proxy's any more."""
 
-    async def sweep(self, now_ms: int, grace_ms: int) -> list[Ended]:
-        """End what passed its deadline; free idempotent runs whose lease ran out."""
+    async def sweep(self, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[str]) -> Swept:
+        """End what passed its deadline; free or take over what a proxy or node let slip."""
 
     async def forsake(self, node_id: str, incarnation: str, now_ms: int) -> list[Ended]:
         """The node came back without its inbox: end or free what its earlier self was given."""
 
+    async def cancel(self, run_id: str, by: str, now_ms: int) -> CancelOutcome | None:
+        """Cancel a run that waits; mark one that is delivered. None: no such run."""
+
+    async def retry_failed(self, run_id: str, new_run_id: str, principal: str, now_ms: int) -> Accepted:
+        """A user's retry: a new run after a FAILED one of the same owner. Raises Refused."""
+
+    # -- what people read
+
     async def run(self, run_id: str) -> dict[str, Any] | None:
         """A run with its timeline and children, as plain values; None where it does not exist."""
 
-    async def results(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Status, value and reason of several runs; missing ones are left out."""
+    async def results(self, run_ids: Sequence[str]) -> dict[str, RunResult]:
+        """How several runs stand; missing ones are left out."""
+
+    async def owned(self, run_ids: Sequence[str], tenant: str, identity_json: bytes) -> list[str]:
+        """Which of these runs somebody submitted."""
+
+    async def lineage(self, root_id: str) -> list[dict[str, Any]]:
+        """The runs of one lineage, first to last."""
 
     async def runs(self, wanted: RunFilter) -> list[dict[str, Any]]: ...
 
     async def waiting_runs(self, now_ms: int) -> Waiting:
-        """How many runs wait for a node, and for their next attempt."""
+        """Make due what has become due, and say how many runs wait for a node, and for their moment."""
 
     async def status_counts(self) -> dict[str, int]: ...
 
-    async def prune(self, finished_before_ms: int, limit: int) -> int:
-        """Forget up to `limit` runs that ended before a time. Returns how many."""
+    # -- dead letters and their replay
+
+    async def dead_letters(self, wanted: DeadLetterFilter) -> list[DeadLetter]: ...
+
+    async def dead_letter_groups(self, wanted: DeadLetterFilter) -> list[dict[str, Any]]:
+        """How many of each fingerprint, most first."""
+
+    async def dead_letter_counts(self) -> dict[str, int]:
+        """How many in each state."""
+
+    async def request_replay(self, asked: NewReplay, now_ms: int) -> Replay:
+        """Mark records for replay and record the request, with its audit row. Raises Refused."""
+
+    async def find_replay(self, tenant: str, key: str, payload_hash: bytes) -> Replay | None:
+        """The replay that an idempotency key stands for. Raises Refused where it is another request's."""
+
+    async def replays(self, limit: int, open_only: bool = False) -> list[Replay]: ...
+
+    async def start_replays(self, starts: Sequence[ReplayStart], now_ms: int) -> list[ReplayStarted]:
+        """Make the new runs of records that still wait for it, within the tenants' budgets."""
+
+    async def defer_replays(self, deferrals: Sequence[tuple[str, str, bool]], now_ms: int) -> None:
+        """(record id, reason, back to queued): why a requested replay did not start."""
+
+    async def advance_replay(self, replay_id: str, stage: int, now_ms: int) -> None: ...
+
+    async def end_replay(self, replay_id: str, status: str, now_ms: int) -> int:
+        """Completed, or stopped: what did not start goes back to queued. Returns how many did."""
+
+    async def budgets(self, tenants: Sequence[str], now_ms: int) -> dict[str, Budget]: ...
+
+    async def save_budget(self, tenant: str, daily: int, monthly: int, event: AuditEvent) -> None: ...
+
+    async def rate_limit(self, key: str, limit: int, window_ms: int, now_ms: int) -> int:
+        """Count one call; returns 0 where it may pass, else the milliseconds until the window ends."""
+
+    async def clear_rate_limits(self, prefix: str, event: AuditEvent) -> int: ...
+
+    async def agent_controls(self) -> dict[str, AgentControl]:
+        """Pauses and drains by tenant; "*" is everybody's."""
+
+    async def save_agent_control(self, control: AgentControl, event: AuditEvent) -> None: ...
+
+    async def flag_enabled(self, key: str) -> bool | None:
+        """A feature flag, None where there is none of that name."""
+
+    async def audit(self, event: AuditEvent) -> None: ...
+
+    async def audit_events(self, limit: int) -> list[dict[str, Any]]: ...
+
+    # -- callbacks
+
+    async def claim_callbacks(self, limit: int, now_ms: int, lease_ms: int) -> list[CallbackDue]: ...
+
+    async def settle_callback(
+        self,
+        event_id: str,
+        state: Literal["delivered", "pending", "dead"],
+        next_at_ms: int,
+        detail: str,
+        now_ms: int,
+    ) -> None: ...
+
+    async def replay_callbacks(
+        self, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int
+    ) -> int:
+        """Dead ones become due again. Returns how many."""
+
+    async def callback_counts(self) -> dict[str, int]: ...
+
+    async def receive_callback_event(
+        self, event_id: str, body_hash: bytes, run_id: str, now_ms: int, expires_at_ms: int
+    ) -> Literal["new", "duplicate", "conflict"]: ...
+
+    # -- registry, nodes, keys
 
     async def load_registry(self, new_fleet_id: str) -> StoredRegistry:
         """The registry; a fleet id is recorded the first time."""
 
     async def save_registry(
         self, generation: int, upserts: Mapping[str, tuple[bytes, str]], removals: Sequence[str], now_ms: int
-    ) -> None: ...
+    ) -> bool:
+        """Publish `generation`, which must follow the one that is stored. False: another proxy was first."""
 
     async def node_overrides(self) -> dict[str, NodeOverride]: ...
 
@@ -276,6 +208,19 @@ class Store(Protocol):
         """Raised key epochs by (role, identity); what is missing is at 0."""
 
     async def raise_key_epoch(self, role: int, identity: str, now_ms: int, by: str) -> int: ...
+
+    # -- upkeep
+
+    async def prune(self, finished_before_ms: int, limit: int) -> int:
+        """Forget up to `limit` runs that ended before a time and that no open dead letter needs."""
+
+    async def prune_dead_letters(self, before_ms: int, limit: int) -> int:
+        """Forget records that were resolved before a time. Open ones are never forgotten."""
+
+    async def prune_guards(self, now_ms: int, limit: int, *, apply: bool) -> int:
+        """Replay guards and callback receipts whose time is over: how many, and forget them if `apply`."""
+
+    async def prune_audit(self, before_ms: int, limit: int) -> int: ...
 
     async def check(self, now_ms: int) -> None:
         """Write and read one row: the store answers and its disk takes bytes."""

@@ -11,9 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from importlib import resources
 
-
-class SchemaUnknown(Exception):
-    """The file was written by a newer version of Fairlead."""
+from fairlead.proxy.store.schema import SchemaUnknown
 
 
 def migrations() -> list[tuple[int, str]]:

@@ -1,0 +1,451 @@
+"""The values that cross the store's border: frozen, plain, in domain words. Times are milliseconds since the epoch.
+
+Those that are made for every run are msgspec structs, which cost a tenth of a dataclass to make.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from fairlead.protocol.reasons import Reason
+
+
+class RunStatus(enum.StrEnum):
+    """The states of a run. The last four are terminal and never change again, in the database too."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (RunStatus.PENDING, RunStatus.RUNNING)
+
+
+# -- acceptance
+
+
+class Assignment(msgspec.Struct, frozen=True, gc=False):
+    """The node a run is pinned to from its acceptance on, because it had room at that moment."""
+
+    node_id: str
+    incarnation: str
+    lease_ms: int
+
+
+class NewRun(msgspec.Struct, frozen=True):
+    """A submission that passed every guard, ready to be accepted."""
+
+    run_id: str
+    tenant: str
+    command: str
+    effect: str
+    args_json: bytes
+    target: str
+    target_node: str  # "" means any node
+    identity_json: bytes
+    correlation_id: str
+    accepted_at_ms: int
+    deadline_at_ms: int
+    timeout_ms: int
+    attempts_max: int = 0  # 0: as configured
+    idempotency_key: str = ""
+    payload_hash: bytes = b""
+    assignment: Assignment | None = None
+    children: tuple[NewRun, ...] = ()
+    parent_id: str = ""
+    root_id: str = ""  # the first run of its lineage; "": this one
+    retry_of: str = ""
+    ordering_key: str = ""
+    priority: int = 5
+    not_before_ms: int = 0  # 0: at once
+    callback_url: str = ""
+    chosen_id: bool = False  # the submitter chose the id, and says it again where it heard no answer
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """The run is durable. `replayed`: an earlier submission made it."""
+
+    run_id: str
+    status: RunStatus
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The idempotency key belongs to a different request."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdTaken:
+    """The run id that the submitter chose belongs to a different request."""
+
+    run_id: str
+
+
+# -- delivery
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One delivery of one run, as the dispatcher needs it."""
+
+    run_id: str
+    fence: int
+    node_id: str
+    incarnation: str
+    tenant: str
+    command: str
+    effect: str
+    args_json: bytes
+    identity_json: bytes
+    correlation_id: str
+    accepted_at_ms: int
+    deadline_at_ms: int
+    timeout_ms: int
+    target_node: str
+    failed: int = 0  # attempts that failed before this one
+    root_id: str = ""
+    due_at_ms: int = 0  # when it could first have been delivered: what lag is measured from
+    cancelled: bool = False  # somebody asked for its cancellation
+
+    @property
+    def is_retry(self) -> bool:
+        return self.failed > 0
+
+
+class Report(msgspec.Struct, frozen=True, gc=False):
+    """What a node says about an attempt: it ended, or it was durably never started (`refused`)."""
+
+    run_id: str
+    fence: int
+    node_id: str
+    completed: bool
+    value_json: bytes
+    reason: str
+    detail: str
+    started_at_ms: int
+    finished_at_ms: int
+    refused: bool = False
+
+
+class Verdict(enum.Enum):
+    """What became of a report."""
+
+    SETTLED = "settled"  # the run is terminal now, because of it
+    REQUEUED = "requeued"  # it goes back to PENDING: the attempt was durably not started
+    RETRIED = "retried"  # it goes back to PENDING after a delay: the attempt failed, another may not
+    ALREADY = "already"  # the run was terminal before; the first end counts
+    STALE = "stale"  # a newer attempt exists
+    UNKNOWN = "unknown"  # no such run: pruned, or never ours
+    FOREIGN = "foreign"  # the run is not this node's
+
+
+@dataclass(frozen=True, slots=True)
+class RetryGrant:
+    """How settling decides about retries: pure, so that a job may run twice.
+
+    `delay_ms(index of the report, reason, effect, failed attempts, the run's own bound, ms to its deadline)` answers
+    the delay of the next attempt or None; at most `allowed` of the batch are retried.
+    """
+
+    allowed: int
+    delay_ms: Callable[[int, str, str, int, int, int], int | None]
+
+
+NO_RETRIES = RetryGrant(0, lambda *_: None)
+
+
+class Settled(msgspec.Struct, frozen=True, gc=False):
+    """The verdict on one report, with what waiters want to know."""
+
+    run_id: str
+    verdict: Verdict
+    status: RunStatus | None = None
+    parent_id: str = ""
+    parent_status: RunStatus | None = None
+    accepted_at_ms: int = 0
+    ordered: bool = False  # another run with the same ordering key may wait for this one
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that a sweep changed: its deadline passed, or its node forgot it."""
+
+    run_id: str
+    status: RunStatus
+    reason: Reason | None
+    node_id: str
+    parent_id: str = ""
+    parent_status: RunStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did: runs that ended or became free, and attempts that this proxy took over."""
+
+    ended: list[Ended]
+    taken_over: list[Attempt]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits: due runs by target node ("" means any), and those whose moment has not come."""
+
+    due: Mapping[str, int]
+    delayed: int = 0
+    next_due_at_ms: int | None = None
+    oldest_due_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOutcome:
+    """What a cancellation did.
+
+    `status` is the run's now; `tell` are the deliveries whose nodes have to be told: (run id, fence, node id);
+    `ended` are runs that ended at once."""
+
+    status: RunStatus
+    tell: tuple[tuple[str, int, str], ...] = ()
+    ended: tuple[Ended, ...] = ()
+
+
+# -- what people read
+
+
+class RunResult(msgspec.Struct, frozen=True, gc=False):
+    """How a run stands. `value_json` as it came from the node."""
+
+    run_id: str
+    status: RunStatus
+    value_json: bytes | None
+    reason: str
+    detail: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list, newest first."""
+
+    tenant: str | None = None
+    status: RunStatus | None = None
+    command: str | None = None
+    node_id: str | None = None
+    limit: int = 50
+
+
+# -- dead letters
+
+
+class DeadLetterState(enum.StrEnum):
+    """Where a record stands. `replayed`: a later run completed, or the first one did after all."""
+
+    QUEUED = "queued"
+    REPLAY_REQUESTED = "replay_requested"
+    REPLAYED = "replayed"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One lineage that ended without success: the run that failed last, and what was done about it."""
+
+    id: str
+    root_id: str
+    run_id: str
+    tenant: str
+    command: str
+    node_id: str
+    target: str
+    effect: str
+    state: DeadLetterState
+    outcome: str
+    reason: str
+    detail: str
+    transient: bool
+    fingerprint: str
+    replay_count: int
+    first_failed_at_ms: int
+    last_failed_at_ms: int
+    last_replay_at_ms: int
+    replay_id: str
+    replay_run_id: str
+    requested_at_ms: int
+    requested_by: str
+    forced: bool
+    deferred_reason: str
+    changed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Which records to list. `oldest_request_first` is the worker's order, else newest failure first."""
+
+    ids: tuple[str, ...] | None = None
+    tenant: str | None = None
+    command: str | None = None
+    node_id: str | None = None
+    reason: str | None = None
+    fingerprint: str | None = None
+    transient: bool | None = None
+    state: DeadLetterState | None = None
+    replay_id: str | None = None
+    idle_only: bool = False  # without a replay run under way
+    failed_before_ms: int | None = None
+    oldest_request_first: bool = False
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Who did what, and how it went."""
+
+    action: str
+    at_ms: int
+    principal: str
+    tenant: str = ""
+    scope: str = ""
+    target_count: int = 0
+    success_count: int = 0
+    failure_count: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewReplay:
+    """A replay that was asked for: which records, by whom, under which key."""
+
+    id: str
+    tenant: str
+    key: str
+    payload_hash: bytes
+    record_ids: tuple[str, ...]
+    requested_by: str
+    why: str
+    plan_hash: str
+    forced: bool
+    event: AuditEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A replay run: how far it is. `status`: running, completed, stopped."""
+
+    id: str
+    tenant: str
+    key: str
+    status: str
+    requested_by: str
+    why: str
+    plan_hash: str
+    forced: bool
+    total: int
+    started: int
+    succeeded: int
+    failed: int
+    skipped: int
+    stage: int
+    created_at_ms: int
+    finished_at_ms: int | None
+    repeated: bool = False  # an earlier request under the same key made it
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStart:
+    """One record's new run. The limits are the configured ones: they hold where a tenant has none of its own."""
+
+    record_id: str
+    new_run_id: str
+    deadline_ms: int
+    daily_limit: int
+    monthly_limit: int
+    forced: bool
+    max_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStarted:
+    """What became of it: a run, or the reason why not."""
+
+    record_id: str
+    run_id: str
+    reason: str = ""
+    target_node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A tenant's replays: limits (None: as configured) and what was used in the current day and month (UTC)."""
+
+    tenant: str
+    daily_limit: int | None
+    monthly_limit: int | None
+    daily_used: int = 0
+    monthly_used: int = 0
+
+    def left(self, daily_default: int, monthly_default: int) -> tuple[int, int]:
+        """What is left of the day's and of the month's."""
+        daily = daily_default if self.daily_limit is None else self.daily_limit
+        monthly = monthly_default if self.monthly_limit is None else self.monthly_limit
+        return max(0, daily - self.daily_used), max(0, monthly - self.monthly_used)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentControl:
+    """What operators decided about a tenant ("*": everybody). Paused: nothing is delivered or replayed.
+    Draining: nothing new is accepted, and what was accepted goes on."""
+
+    tenant: str
+    paused: bool = False
+    draining: bool = False
+    changed_at_ms: int = 0
+    changed_by: str = ""
+
+
+# -- callbacks
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackDue:
+    """An end that somebody is to be told of."""
+
+    event_id: str
+    run_id: str
+    tenant: str
+    url: str
+    attempts: int
+    created_at_ms: int
+
+
+# -- registry and nodes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOverride:
+    """What operators decided about a node; survives restarts."""
+
+    node_id: str
+    paused: bool = False
+    draining: bool = False
+    changed_at_ms: int = 0
+    changed_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRegistry:
+    """The registry as it was last published."""
+
+    fleet_id: str
+    epoch: int
+    generation: int
+    descriptors: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)  # name -> canonical, source
