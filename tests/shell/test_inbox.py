@@ -14,7 +14,9 @@ from tests.support.engine import T0_MS, Engine, registry_of, running_engine
 
 from fairlead.backend import Context, Node, TransientFailure
 from fairlead.backend.context import Transaction
-from fairlead.backend.inbox import Execute, FenceStale, Inbox, prepare
+from fairlead.backend.decisions import Execute, FenceStale
+from fairlead.backend.inbox import UNACKED_START, Finished, Inbox
+from fairlead.backend.inbox_schema import prepare
 from fairlead.protocol.messages import DeliveryRefused, Result
 from fairlead.protocol.reasons import Reason
 from fairlead.protocol.registry import Descriptor, Registry, build, canonical_item
@@ -435,7 +437,7 @@ async def test_a_newer_attempt_elsewhere_leaves_no_trace_of_an_older_one(path: P
     async with running_engine(path.with_name("other.db"), command(lambda ctx: None)) as engine:
         delivery = engine.delivery(fence=1)
     newer = Result("r1", 5, True, b"1", "", "", 1, 2)
-    await inbox.finish(newer, "t:do")
+    await inbox.finish([Finished(newer, "t:do")])
     called: list[int] = []
     for fence in (1, 5, 6):
         with pytest.raises(FenceStale):
@@ -599,8 +601,9 @@ async def test_a_deadline_that_passed_in_the_queue_is_not_begun(
     async with running_engine(path, command(handler), concurrent_max=1) as engine:
         engine.offer(run_id="r1")
         engine.offer(run_id="r2", deadline_at_ms=T0_MS + 2_000)
-        assert (await engine.next_report()).run_id == "r1"
-        late = await engine.next_report()
+        answers = {each.run_id: each for each in [await engine.next_report() for _ in range(2)]}
+        assert isinstance(answers["r1"], Result)
+        late = answers["r2"]
         assert isinstance(late, DeliveryRefused)
         assert (late.run_id, late.reason) == ("r2", Reason.DEADLINE_EXCEEDED.value)
         assert calls == ["r1"]
@@ -758,10 +761,12 @@ async def test_what_began_is_neither_acked_nor_pruned_nor_told(path: Path) -> No
 async def test_a_stored_end_never_changes(path: Path) -> None:
     async with running_engine(path, command(lambda ctx: None)) as engine:
         first = Result("r1", 1, True, b"1", "", "", 10, 20)
-        assert await engine.inbox.finish(first, "t:do") == first
-        kept = await engine.inbox.finish(Result("r1", 2, False, b"", "X", "y", 30, 40), "t:do")
+        assert await engine.inbox.finish([Finished(first, "t:do")]) == [first]
+        (kept,) = await engine.inbox.finish([Finished(Result("r1", 2, False, b"", "X", "y", 30, 40), "t:do")])
         assert kept == Result("r1", 2, True, b"1", "", "", 10, 20)
-        lower = await engine.inbox.finish(Result("r1", 1, False, b"", "X", "y", 30, 40), "t:do")
+        (lower,) = await engine.inbox.finish(
+            [Finished(Result("r1", 1, False, b"", "X", "y", 30, 40), "t:do")]
+        )
         assert lower.fence == 2
         await engine.inbox.start(engine.delivery(fence=7), 99)
         assert await engine.inbox.counts() == {"finished": 1}
@@ -808,3 +813,246 @@ async def test_idle_means_that_nothing_waits_or_runs(
 
 def test_the_registry_of_these_tests_is_one() -> None:
     assert registry_of(command(lambda ctx: None)).get("t:do") is not None
+
+
+# -- batches
+
+
+async def test_what_ends_together_is_kept_in_one_commit(path: Path) -> None:
+    """Handlers that do not wait end in one turn; each has its own report, none before the commit."""
+
+    async def handler(ctx: Context) -> str:
+        return ctx.run_id
+
+    async with running_engine(path, command(handler, "idempotent"), queue_max=50) as engine:
+        for number in range(20):
+            engine.offer(run_id=f"r{number}")
+        for _ in range(20):
+            assert (await engine.next_report()).fence == 1
+        assert engine.events.count("commit") <= 4
+        assert engine.events[:2] == ["commit", "commit"]
+
+
+async def test_one_result_that_cannot_be_stored_takes_no_other_with_it(path: Path) -> None:
+    """A batch that the disk refuses is written one by one."""
+
+    async def handler(ctx: Context) -> str:
+        return ctx.run_id
+
+    async with running_engine(path, command(handler, "idempotent")) as engine:
+        engine.writer.failures = [False, True, True]  # admitted; the batch fails; the first alone fails too
+        for number in range(3):
+            engine.offer(run_id=f"r{number}")
+        told = {(await engine.next_report()).run_id for _ in range(2)}
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(told) == 2
+        assert len(engine.reports) == 2
+        assert engine.executor.active == {}
+
+
+async def test_half_a_surrogate_pair_in_a_failure_does_not_make_it_unspeakable(path: Path) -> None:
+    """Neither the disk nor the wire takes it; unsaid, the run would be delivered for ever."""
+
+    async def handler(ctx: Context) -> None:
+        raise LookupError("\ud800 is half of something")
+
+    async with running_engine(path, command(handler)) as engine:
+        found = await engine.result()
+        assert found.detail == "LookupError: ? is half of something"
+
+
+async def test_a_fence_that_rises_while_the_result_is_written_is_the_one_that_is_told(path: Path) -> None:
+    gate = trio.Event()
+    older, newer = object(), object()
+
+    async def handler(ctx: Context) -> int:
+        return 1
+
+    async with running_engine(path, command(handler, "idempotent")) as engine:
+        engine.writer.gates = [None, gate]
+        engine.executor.offer(engine.delivery(fence=1), "corr", older)
+        await trio.testing.wait_all_tasks_blocked()
+        engine.executor.offer(engine.delivery(fence=4), "corr", newer)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+        assert (await engine.next_report()).fence == 4
+        assert engine.origins == [newer]
+
+
+async def test_the_link_of_the_newest_fence_hears_the_result(
+    path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    one, other = object(), object()
+
+    async def handler(ctx: Context) -> None:
+        await trio.sleep(1)
+
+    async with running_engine(path, command(handler)) as engine:
+        engine.executor.offer(engine.delivery(fence=2), "corr", one)
+        await trio.sleep(0.1)
+        engine.executor.offer(engine.delivery(fence=1), "corr", other)
+        await engine.next_report()
+        assert engine.origins == [one]
+
+
+async def test_a_run_that_was_refused_before_keeps_when_it_really_began(
+    path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running_engine(path, command(lambda ctx: 1, "idempotent")) as engine:
+        pause(engine)
+        await engine.refused(fence=1)
+        engine.executor.switches.paused = False
+        await trio.sleep(5)
+        found = await engine.result(fence=2)
+        assert found.started_at_ms == T0_MS + 5_000
+        assert (found, False) in await engine.inbox.unacked()
+
+
+async def test_acks_that_gather_are_one_write(path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with running_engine(path, command(lambda ctx: 1, "idempotent"), queue_max=50) as engine:
+        for number in range(10):
+            engine.offer(run_id=f"r{number}")
+        for _ in range(10):
+            await engine.next_report()
+        before = engine.events.count("commit")
+        for number in range(10):
+            engine.executor.ack([(f"r{number}", 1)])
+        await trio.sleep(1)
+        assert engine.events.count("commit") == before + 1
+        assert await engine.inbox.counts() == {"tombstone": 10}
+
+
+async def test_handlers_that_never_wait_leave_others_their_turn(path: Path) -> None:
+    turns: list[int] = []
+
+    async def handler(ctx: Context) -> None:
+        turns.append(0)
+
+    async with running_engine(path, command(handler, "idempotent"), queue_max=400) as engine:
+        for number in range(300):
+            engine.offer(run_id=f"r{number}")
+        longest = 0
+        while len(engine.reports) < 300:
+            before = len(turns)
+            await trio.lowlevel.checkpoint()
+            longest = max(longest, len(turns) - before)
+        assert longest < 150
+
+
+async def test_unacked_results_come_in_pages_none_twice(path: Path) -> None:
+    """Many in one millisecond are told apart by their run."""
+    async with running_engine(path, command(lambda ctx: None)) as engine:
+        ends = [
+            Finished(Result(f"r{number:02}", 1, True, b"1", "", "", 1, 20 + number // 7), "t:do")
+            for number in range(25)
+        ]
+        await engine.inbox.finish(ends)
+        found: list[Result] = []
+        after = UNACKED_START
+        while page := [result for result, _ in await engine.inbox.unacked(4, after)]:
+            found += page
+            after = page[-1].finished_at_ms, page[-1].run_id
+        assert found == [end.result for end in ends]
+
+
+async def test_the_longest_lease_is_remembered(path: Path) -> None:
+    for heard, longest in ((0, 0), (30_000, 30_000), (10_000, 30_000), (0, 30_000)):
+        inbox = Inbox(InlineWriter(path, "inbox", prepare))
+        assert await inbox.lease_ms(heard) == longest
+        await inbox.aclose()
+
+
+async def test_what_no_proxy_acknowledged_is_never_pruned(path: Path) -> None:
+    async with running_engine(path, command(lambda ctx: 1, "idempotent"), queue_max=50) as engine:
+        for number in range(10):
+            engine.offer(run_id=f"r{number}")
+        for _ in range(10):
+            await engine.next_report()
+        await engine.inbox.acked([(f"r{number}", 1) for number in range(6)], 5_000)
+        pruned = [await engine.inbox.prune(10**15, limit=4) for _ in range(3)]
+        assert pruned == [4, 2, 0], "bounded batches"
+        assert await engine.inbox.counts() == {"finished": 4}
+
+
+async def test_a_transaction_that_fails_has_its_neighbours_written_once(path: Path) -> None:
+    """They share a commit; none is called or written a second time because another raised."""
+    calls: list[str] = []
+    held, release = threading.Event(), threading.Event()
+
+    def hold(db: sqlite3.Connection) -> None:
+        held.set()
+        release.wait(10)
+
+    async with running_engine(path.with_name("other.db"), command(lambda ctx: None)) as other:
+        deliveries = [other.delivery(run_id=f"r{number}") for number in range(8)]
+    writer = ThreadWriter(path, "inbox", prepare)
+    inbox = Inbox(writer)
+    outcomes: dict[str, object] = {}
+
+    async def transact(number: int) -> None:
+        delivery = deliveries[number]
+
+        def effect(db: Transaction) -> int:
+            calls.append(delivery.run_id)
+            if number == 3:
+                raise LookupError
+            return add(db)
+
+        try:
+            _, result = await inbox.transact(delivery, lambda: 1, effect, 1, 2, 100)
+            outcomes[delivery.run_id] = result.completed
+        except LookupError as error:
+            outcomes[delivery.run_id] = error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.submit, hold)
+        await trio.to_thread.run_sync(held.wait, 10)
+        for number in range(8):
+            nursery.start_soon(transact, number)
+        await trio.testing.wait_all_tasks_blocked()
+        release.set()
+    assert sorted(calls) == [f"r{number}" for number in range(8)]
+    assert isinstance(outcomes.pop("r3"), LookupError)
+    assert list(outcomes.values()) == [True] * 7
+    rows = await writer.submit(lambda db: db.execute("SELECT total FROM counter").fetchall())
+    assert rows == [(7,)]
+    await inbox.aclose()
+
+
+# -- threads that outlive their run
+
+
+async def test_a_thread_that_goes_on_after_its_time_is_counted_until_it_ends(path: Path) -> None:
+    release = threading.Event()
+
+    def handler(ctx: Context) -> None:
+        release.wait(10)
+
+    async with running_engine(path, command(handler, "idempotent")) as engine:
+        threads = engine.executor.threads
+        try:
+            found = await engine.result(timeout_ms=20)
+            assert found.reason == Reason.HANDLER_TIMEOUT.value
+            assert (threads.abandoned, threads.abandonments) == (1, 1)
+            # It holds up nobody: neither another run nor the end.
+            assert (await engine.result(run_id="r2", timeout_ms=20)).reason == Reason.HANDLER_TIMEOUT.value
+            with trio.fail_after(1):
+                await engine.executor.wait_idle()
+            assert threads.abandoned == 2
+        finally:
+            release.set()
+        with trio.fail_after(5):
+            while threads.abandoned:
+                await trio.sleep(0.002)
+        assert threads.abandonments == 2
+
+
+async def test_a_thread_that_ends_in_time_was_never_abandoned(path: Path) -> None:
+    def handler(ctx: Context, fails: bool) -> None:
+        if fails:
+            raise LookupError
+
+    async with running_engine(path, command(handler, "idempotent")) as engine:
+        for run_id, fails in (("r1", b"true"), ("r2", b"false")):
+            await engine.result(run_id=run_id, args_json=b'{"fails":%s}' % fails)
+        assert (engine.executor.threads.abandoned, engine.executor.threads.abandonments) == (0, 0)

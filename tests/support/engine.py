@@ -13,7 +13,8 @@ import trio
 
 from fairlead.backend.executor import Executor
 from fairlead.backend.handlers import Node
-from fairlead.backend.inbox import Inbox, prepare
+from fairlead.backend.inbox import Inbox
+from fairlead.backend.inbox_schema import prepare
 from fairlead.backend.isolation import Isolation
 from fairlead.backend.mirror import Mirror
 from fairlead.protocol.messages import Deliver, DeliveryRefused, Identity, Result
@@ -47,6 +48,7 @@ class ControlledWriter:
         self._inner, self._events = inner, events
         self._order = trio.Lock()
         self.gate: trio.Event | None = None
+        self.gates: list[trio.Event | None] = []  # of the next submissions: what each waits for
         self.failures: list[bool] = []  # of the next submissions: which fail
 
     async def submit(self, job: Job[T]) -> T:
@@ -54,6 +56,8 @@ class ControlledWriter:
             async with self._order:
                 if self.gate is not None:
                     await self.gate.wait()
+                if self.gates and (mine := self.gates.pop(0)) is not None:
+                    await mine.wait()
                 if self.failures and self.failures.pop(0):
                     raise sqlite3.OperationalError("disk I/O error")
                 value = await self._inner.submit(job)
@@ -78,6 +82,7 @@ class Engine:
     sink: ListSink
     events: list[str] = field(default_factory=list)
     reports: list[tuple[Answer, str]] = field(default_factory=list)
+    origins: list[object] = field(default_factory=list)  # of the reports
     _came: trio.Event = field(default_factory=trio.Event)
     _read: int = 0
 
@@ -175,7 +180,8 @@ async def running_engine(
     mirror.synchronized = True
     engine: Engine
 
-    def report(message: Answer, correlation_id: str) -> None:
+    def report(message: Answer, correlation_id: str, origin: object) -> None:
+        engine.origins.append(origin)
         engine.report(message, correlation_id)
 
     isolation = Isolation(MemoryMarks(), dict(crashes or {}))

@@ -18,20 +18,24 @@ from typing import Any
 import msgspec
 import trio
 
+from fairlead.backend.callbacks import CallbackSettings, ReplayEndpoint, ResultCallbacks
 from fairlead.backend.config import NodeConfig
 from fairlead.backend.executor import Executor
 from fairlead.backend.handlers import Background, Node
 from fairlead.backend.health import NodeHealth
-from fairlead.backend.inbox import Inbox, prepare
+from fairlead.backend.inbox import Inbox
+from fairlead.backend.inbox_schema import prepare
 from fairlead.backend.isolation import Isolation
 from fairlead.backend.link import LinkSettings, ProxyLink
+from fairlead.backend.links import Links
 from fairlead.backend.mirror import Mirror
+from fairlead.backend.retention import Retention
 from fairlead.protocol.envelope import ChannelLimits
 from fairlead.protocol.keys import IdentityKey, Role, derive, identity_key
 from fairlead.protocol.limits import ENVELOPE_HEADER_BYTES_MAX
-from fairlead.protocol.messages import DeliveryRefused, Result
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.protocol.registry import Position, Registry, build, decode_item
+from fairlead.runtime.addresses import Destination, read_url
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
 from fairlead.runtime.marks import Marks
 from fairlead.runtime.observer import Observer
@@ -39,9 +43,10 @@ from fairlead.runtime.process import ServiceManager
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import Listener, World
 
-PRUNE_INTERVAL_S = 60.0
+PRUNE_INTERVAL_S = 10.0
+PRUNE_ROWS_MAX = 500  # in one commit: nobody's result waits long behind it
+PRUNE_PAUSE_S = 0.02  # between commits where there is more
 CRASHES_KEPT_MS = 86_400_000
-TOMBSTONE_MARGIN_MS = 900_000  # longer than any lease a proxy may hold, plus ttl and clocks' disagreement
 HEALTH_CONNECTIONS_MAX = 256
 
 
@@ -66,7 +71,7 @@ class NodeProcess:
         self.config, self._handlers, self._world, self._observer = config, handlers, world, observer
         self._service = ServiceManager(world, environ)
         self._forget_registry = forget_registry
-        self.links: list[ProxyLink] = []
+        self.links = Links()
 
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -86,17 +91,26 @@ class NodeProcess:
         marks = self._open_marks()
         isolation = await self._isolate(inbox, marks)
         executor = Executor(
-            world, inbox, self._handlers.handlers, mirror, observer, self._report, isolation, node_id=config.server_id,
-            concurrent_max=config.worker.max_concurrent_tasks, queue_max=config.worker.max_queue_size,
-            timeout_ms_max=config.worker.task_timeout_ms,
+            world, inbox, self._handlers.handlers, mirror, observer, self.links.report, isolation,
+            node_id=config.server_id, concurrent_max=config.worker.max_concurrent_tasks,
+            queue_max=config.worker.max_queue_size, timeout_ms_max=config.worker.task_timeout_ms,
             value_bytes_max=config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX,
         )  # fmt: skip
-        self.links = self._build_links(incarnation, executor, inbox, mirror)
-        health = NodeHealth(config, world, observer, executor, inbox, mirror, self.links, incarnation)
+        retention = Retention(
+            config.control_ttl_millis, config.control_max_skew_millis, await inbox.lease_ms()
+        )
+        self._build_links(incarnation, executor, inbox, mirror, retention)
+        callbacks = self._build_callbacks(inbox)
+        health = NodeHealth(
+            config, world, observer, executor, inbox, mirror, retention, self.links, incarnation,
+            ReplayEndpoint(config.worker.auth_token, callbacks),
+        )  # fmt: skip
         async with trio.open_nursery() as services:
             await services.start(executor.run)
-            services.start_soon(self._upkeep, inbox)
+            services.start_soon(self._upkeep, inbox, retention)
             services.start_soon(self._service.feed_watchdog)
+            if callbacks is not None:
+                services.start_soon(callbacks.run)
             for function in self._handlers.backgrounds:
                 services.start_soon(function, Background(world, observer, config.server_id))
             async with trio.open_nursery() as links:
@@ -140,7 +154,8 @@ class NodeProcess:
         path = folder / f"{self.config.server_id}.inbox.db"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return Inbox(self._world.open_writer(path, "inbox", prepare))
+            self._writer = self._world.open_writer(path, "inbox", prepare)
+            return Inbox(self._writer)
         except (OSError, sqlite3.Error) as error:
             hint = (
                 " (another process runs this node: one inbox, one process)" if "locked" in str(error) else ""
@@ -148,8 +163,8 @@ class NodeProcess:
             raise StartRefused(f"inbox {path}: {error}{hint}") from error
 
     def _build_links(
-        self, incarnation: str, executor: Executor, inbox: Inbox, mirror: Mirror
-    ) -> list[ProxyLink]:
+        self, incarnation: str, executor: Executor, inbox: Inbox, mirror: Mirror, retention: Retention
+    ) -> None:
         config = self.config
         settings = LinkSettings(
             config.sender_id,
@@ -166,24 +181,48 @@ class NodeProcess:
         )  # fmt: skip
         offers = [self._handlers.handlers[name].item.canonical for name in sorted(self._handlers.handlers)]
         lock = trio.Lock()
-        return [
-            ProxyLink(
-                self._world, settings, host, port, incarnation, offers, executor, inbox, mirror, lock,
-                self._observer,
-            )
-            for host, port in config.proxy_addresses
-        ]  # fmt: skip
+        for host, port in config.proxy_addresses:
+            self.links.add(
+                ProxyLink(
+                    self._world, settings, host, port, incarnation, offers, executor, inbox, mirror, lock, retention,
+                    self.links, self._observer,
+                )
+            )  # fmt: skip
 
-    def _report(self, message: Result | DeliveryRefused, correlation_id: str) -> None:
-        for link in self.links:
-            link.report(message, correlation_id)
+    def _build_callbacks(self, inbox: Inbox) -> ResultCallbacks | None:
+        worker = self.config.worker
+        secret = worker.callback_secret
+        if not worker.callback_url or secret is None:
+            return None
+        try:
+            from fairlead.runtime.outbound import Outbound
+        except ImportError as error:  # a node's installation leaves it out
+            raise StartRefused(
+                "worker.callback_url needs httpcore: pip install 'fairlead[proxy]', or remove it"
+            ) from error
+        read = read_url(worker.callback_url)
+        assert isinstance(read, Destination), "load refuses a configuration with another"
+        settings = CallbackSettings(
+            worker.callback_url, self.config.sender_id, secret, worker.callback_after_ms / 1000
+        )
+        post = Outbound(self._world, [read.host]).post  # named by who operates the node: it may lie inside
+        return ResultCallbacks(
+            self._world, self._observer, settings, self._writer, inbox, lambda: self.links.connected > 0, post
+        )
 
-    async def _upkeep(self, inbox: Inbox) -> None:
-        """Forget what no message can name any more."""
+    async def _upkeep(self, inbox: Inbox, retention: Retention) -> None:
+        """Forget what no message can name any more, a little at a time."""
+        kept_lease_ms = retention.lease_ms
         while True:
             await trio.sleep(PRUNE_INTERVAL_S)
+            before_ms = retention.acked_before_ms(trio.current_time(), self._world.wall_ms())
             try:
-                await inbox.prune(self._world.wall_ms() - TOMBSTONE_MARGIN_MS)
+                if retention.lease_ms != kept_lease_ms:
+                    kept_lease_ms = await inbox.lease_ms(retention.lease_ms)
+                more = before_ms is not None
+                while more and before_ms is not None:
+                    more = await inbox.prune(before_ms, PRUNE_ROWS_MAX) == PRUNE_ROWS_MAX
+                    await trio.sleep(PRUNE_PAUSE_S)
             except Exception as error:  # the next turn tries again
                 self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
 

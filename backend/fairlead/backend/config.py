@@ -13,6 +13,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from fairlead.runtime.addresses import read_url
 from fairlead.runtime.config import load, read_private_file, read_text
 from fairlead.runtime.config_model import (
     Configuration,
@@ -27,6 +28,7 @@ from fairlead.runtime.config_model import (
     Lax,
     Logging,
     NodeKey,
+    OpsKey,
     Secret,
     Section,
     Unfit,
@@ -57,6 +59,18 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _check_callback_url(text: str) -> str:
+    if not text:
+        return text
+    read = read_url(text)
+    if isinstance(read, str):
+        raise Unfit(f"{read} (allowed: like https://proxy.example:9100)", "correct it")
+    if "?" in read.target:
+        raise Unfit("has a query (allowed: like https://proxy.example:9100)", "remove it")
+    return text
+
+
+CallbackUrl = Annotated[str, AfterValidator(_check_callback_url)]
 Handlers = Annotated[str, AfterValidator(_check_handlers)]
 Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 
@@ -70,6 +84,28 @@ class Worker(Section):
     """Runs taken in advance, waiting for a free place."""
     task_timeout_ms: int = Field(30_000, ge=10, le=86_400_000)
     """Time for a handler that names no timeout of its own."""
+    callback_url: CallbackUrl = ""
+    """Ops or clients' address of a proxy, where results go while no link is up. Empty: they wait for a link."""
+    callback_signing_secret: Secret | None = None
+    """The proxy's worker.callback_signing_secret, which such results are signed with."""
+    callback_signing_secret_file: FileName | None = None
+    """A file (mode 600) with that secret, instead of callback_signing_secret."""
+    callback_after_ms: int = Field(10_000, ge=100, le=3_600_000)
+    """How long no link must have been up before results go that way."""
+    tasks_auth_token: OpsKey | None = None
+    """Bearer token of POST /callbacks/replay, 32 or more characters. Without it the endpoint is closed."""
+    tasks_auth_token_file: FileName | None = None
+    """A file (mode 600) with that token, instead of tasks_auth_token."""
+
+    @property
+    def callback_secret(self) -> bytes | None:
+        """The signing secret's bytes, if there is one."""
+        return decoded(self.callback_signing_secret)
+
+    @property
+    def auth_token(self) -> str | None:
+        """The token of the node's own endpoint, if there is one."""
+        return None if self.tasks_auth_token is None else self.tasks_auth_token.get_secret_value()
 
 
 class Health(Section):
@@ -192,6 +228,11 @@ class NodeConfig(Configuration, ControlKeys):
                 f"is longer than reconnect_max_millis (allowed: at most {self.reconnect_max_millis})",
                 "lower it, or raise reconnect_max_millis",
             )
+        if self.worker.callback_url and self.worker.callback_signing_secret is None:
+            yield Finding(
+                ("worker.callback_signing_secret", "worker.callback_url"), None,
+                "is required with callback_url", "set it to the proxy's, or remove callback_url",
+            )  # fmt: skip
         if self.environment == "production":
             yield from self._openings()
 
@@ -238,7 +279,7 @@ def load_node_config(path: str, environ: Mapping[str, str]) -> NodeConfig:
         read_text(path),
         path,
         environ,
-        aliases={},  # the runbooks' odd names stand for keys of later versions
+        aliases={"TASKS_AUTH_TOKEN": ("worker", "tasks_auth_token")},
         refused_prefixes=REFUSED_PREFIXES,
         read_file=read_private_file,
     )

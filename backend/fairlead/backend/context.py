@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ _CONTROL_WORDS = frozenset({
 _LEADING = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]*")
 _RESERVED_TABLES = ("inbox", "node_meta", "registry_items", "crashes")
+_REMEMBERED_SQL_CHARS_MAX = (
+    2_000  # handlers say the same few statements; one with data in it is judged each time
+)
 
 
 class TransactionMisused(Exception):
@@ -92,16 +96,25 @@ class Transaction:
         if not self._connection.in_transaction:
             self._open = False
             raise TransactionMisused("the transaction was rolled back; nothing of it remains")
-        skipped = _LEADING.match(sql)
-        start = skipped.end() if skipped else 0
-        found = _WORD.match(sql, start)
-        word = found[0].upper() if found else ""
-        if word in _CONTROL_WORDS:
-            raise TransactionMisused(f"{word} is not allowed here: the effect and the result commit together")
-        lowered = sql.lower()
-        for table in _RESERVED_TABLES:
-            if table in lowered:
-                raise TransactionMisused(f"table {table} belongs to the node's inbox")
+        misuse = _misuse_of(sql) if len(sql) <= _REMEMBERED_SQL_CHARS_MAX else _misuse_of.__wrapped__(sql)
+        if misuse:
+            raise TransactionMisused(misuse)
+
+
+@functools.lru_cache(maxsize=512)
+def _misuse_of(sql: str) -> str:
+    """Why a statement may not pass; empty where it may."""
+    skipped = _LEADING.match(sql)
+    start = skipped.end() if skipped else 0
+    found = _WORD.match(sql, start)
+    word = found[0].upper() if found else ""
+    if word in _CONTROL_WORDS:
+        return f"{word} is not allowed here: the effect and the result commit together"
+    lowered = sql.lower()
+    for table in _RESERVED_TABLES:
+        if table in lowered:
+            return f"table {table} belongs to the node's inbox"
+    return ""
 
 
 @dataclass(slots=True)
@@ -116,8 +129,16 @@ class Context:
     deadline_at_ms: int
     correlation_id: str
     node_id: str
-    log: BoundLog
+    _bind_log: Callable[[], BoundLog]
     _transact: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+    _log: BoundLog | None = None  # made when it is first used
+
+    @property
+    def log(self) -> BoundLog:
+        """A log whose lines carry the run."""
+        if self._log is None:
+            self._log = self._bind_log()
+        return self._log
 
     async def transaction(self, function: Callable[[Transaction], T]) -> T:
         """Run `function(db)` in the inbox's writer, its effect and its value durable together.

@@ -3,45 +3,44 @@
 On the command's journey after the link and before the link again. Every delivery ends in exactly one of: a
 stored result, a durable refusal, or silence because a newer attempt took over. Nothing is reported that is not
 in the inbox first.
+
+    offer, cancel -> intake -> (inbox: decide) -> queue -> workers -> ends -> (inbox: keep) -> report
+
+What gathers at an arrow while the disk is busy is one batch: one decision, one commit.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 import trio
 
-from fairlead.backend.context import Context, Transaction, TransactionMisused
-from fairlead.backend.handlers import Handler, TransientFailure
-from fairlead.backend.inbox import Answer, Execute, FenceStale, Inbox, Refuse, starts_durably
+from fairlead.backend.decisions import NEVER_STARTED, Answer, Execute, Refuse
+from fairlead.backend.ends import Ends
+from fairlead.backend.execution import ActiveRun, Execution, Phase, Surroundings, Watch
+from fairlead.backend.handlers import Handler
+from fairlead.backend.inbox import Inbox
 from fairlead.backend.isolation import CRASHES_MAX, Isolation
 from fairlead.backend.mirror import Mirror
-from fairlead.protocol.limits import DETAIL_CHARS_MAX
-from fairlead.protocol.messages import Deliver, DeliveryRefused, Result
+from fairlead.backend.threads import HandlerThreads
+from fairlead.protocol.messages import Cancel, Deliver, DeliveryRefused, Result
 from fairlead.protocol.reasons import Reason, Refused
-from fairlead.protocol.registry import Effect
 from fairlead.protocol.schema import argument_problems
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
 
 # Refusals that are ends: elsewhere the run would fare no better.
-ENDS_HERE: Final = (Reason.SECURITY_MISSING_IDENTITY_ENVELOPE, Reason.HANDLER_KILLS_NODE)
-Report = Callable[[Result | DeliveryRefused, str], None]
-
-
-@dataclass(slots=True)
-class ActiveRun:
-    """A run in this process: waiting or executing. Its fence may rise while it is."""
-
-    delivery: Deliver
-    correlation_id: str
-    fence: int
-    running: bool = False
+ENDS_HERE: Final = (
+    Reason.SECURITY_MISSING_IDENTITY_ENVELOPE, Reason.HANDLER_KILLS_NODE, Reason.RUN_CANCELLED,
+)  # fmt: skip
+STREAK_MAX: Final = 32  # handlers that never wait, executed in a row before others get a turn
+# What is reported, its correlation id, and the link that asked last (None: any).
+Report = Callable[[Result | DeliveryRefused, str, object], None]
+_arguments = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(slots=True)
@@ -77,51 +76,68 @@ class Executor:
         value_bytes_max: int,
     ) -> None:
         self._world, self._inbox, self._handlers, self._mirror = world, inbox, handlers, mirror
-        self._observer, self._report, self._node_id = observer, report, node_id
-        self._isolation = isolation
+        self._observer, self._report, self._isolation = observer, report, isolation
+        self.threads = HandlerThreads(world, observer.metrics)
+        self._around = Surroundings(world, inbox, observer, self.threads, node_id, value_bytes_max)
         self.concurrent_max, self.queue_max = concurrent_max, queue_max
-        self._timeout_ms_max, self._value_bytes_max = timeout_ms_max, value_bytes_max
+        self._timeout_ms_max = timeout_ms_max
         self.switches = Switches()
         self.active: dict[str, ActiveRun] = {}
-        self._intake: deque[tuple[Deliver, str]] = deque()
+        self.running = 0  # handlers executing now
+        self._watch = Watch(self.active)
+        self._intake: deque[tuple[Deliver | Cancel, str, object]] = deque()
         self._arrived = trio.Event()
-        self._ready, self._work = trio.open_memory_channel[ActiveRun](concurrent_max + queue_max)
+        self._queue: deque[ActiveRun] = deque()
+        self._workers_idle = trio.lowlevel.ParkingLot()
+        self._streak = 0
+        self._ends = Ends(world, inbox, observer, self._count_and_tell, self._forget)
         self._idle = trio.Event()
         metrics = observer.metrics
-        self._ended = metrics.counter("node_runs_total", "Executions by how they ended.", ("outcome",))
-        for outcome in ("completed", "failed", "refused", "answered_again", "superseded"):
-            self._ended.cell(outcome)
+        ended = metrics.counter("node_runs_total", "Executions by how they ended.", ("outcome",))
+        self._completed, self._failed = ended.cell("completed"), ended.cell("failed")
+        self._refused, self._again = ended.cell("refused"), ended.cell("answered_again")
+        self._superseded = ended.cell("superseded")
         self._seconds = metrics.histogram("node_execution_seconds", "Time in handlers.")
 
     @property
     def capacity(self) -> int:
-        """How many unfinished runs this node takes on at once: the credit it gives."""
+        """How many unfinished runs this node takes on at once: the credit it gives, to all proxies together."""
         return self.concurrent_max + self.queue_max
-
-    @property
-    def running(self) -> int:
-        return sum(1 for each in self.active.values() if each.running)
 
     @property
     def waiting(self) -> int:
         return len(self.active) - self.running + len(self._intake)
 
-    def offer(self, delivery: Deliver, correlation_id: str) -> None:
-        """Take a delivery from a link. Never waits: the credit bounds what may come."""
+    def offer(self, delivery: Deliver, correlation_id: str, origin: object = None) -> None:
+        """Take a delivery from a link (`origin`, which hears how it ends). Never waits: the credit bounds what
+        may come."""
+        self._take(delivery, correlation_id, origin)
+
+    def cancel(self, cancel: Cancel, correlation_id: str = "", origin: object = None) -> None:
+        """Somebody cancelled a run. Judged in its turn, after what the link said before."""
+        self._take(cancel, correlation_id, origin)
+
+    def _take(self, message: Deliver | Cancel, correlation_id: str, origin: object) -> None:
         if len(self._intake) >= 2 * self.capacity:
-            # Far beyond its credit. Unanswered, it is delivered again when the proxy reconciles.
+            # Far beyond its credit. Unanswered, it is said again when the proxy reconciles.
             self._observer.refused(
                 Reason.INGRESS_BACKPRESSURE, "the proxy floods the intake", correlation_id=correlation_id
             )
             return
-        self._intake.append((delivery, correlation_id))
+        self._intake.append((message, correlation_id, origin))
         self._arrived.set()
 
+    def ack(self, runs: Sequence[tuple[str, int]]) -> None:
+        """A proxy holds these results."""
+        self._ends.ack(runs)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run intake and workers until cancelled."""
+        """Run intake, workers and what follows them until cancelled."""
         async with trio.open_nursery() as nursery:
             for slot in range(self.concurrent_max):
                 nursery.start_soon(self._worker, slot)
+            nursery.start_soon(self._watch.run)
+            nursery.start_soon(self._ends.run)
             task_status.started()
             await self._take_in()
 
@@ -137,49 +153,68 @@ class Executor:
         while True:
             await self._arrived.wait()
             self._arrived = trio.Event()
-            batch: list[tuple[Deliver, str]] = []
+            batch: list[ActiveRun] = []
+            cancels: list[tuple[Cancel, str, object]] = []
             while self._intake:
-                delivery, correlation_id = self._intake.popleft()
-                if not self._is_known(delivery):
-                    self.active[delivery.run_id] = ActiveRun(delivery, correlation_id, delivery.fence)
-                    batch.append((delivery, correlation_id))
+                message, correlation_id, origin = self._intake.popleft()
+                if isinstance(message, Cancel):
+                    if not self._cancel_active(message, origin):
+                        cancels.append((message, correlation_id, origin))
+                elif not self._is_known(message, origin):
+                    run = ActiveRun(message, correlation_id, message.fence, origin)
+                    self.active[message.run_id] = run
+                    batch.append(run)
             if batch:
                 await self._decide(batch)
+            for cancel in cancels:
+                await self._cancel(*cancel)
+            self._say_if_idle()
 
-    def _is_known(self, delivery: Deliver) -> bool:
-        """Already in this process: only its fence may move. Said again, it is not done again."""
+    def _is_known(self, delivery: Deliver, origin: object) -> bool:
+        """Already in this process: only its fence may move, and who is answered. Said again, it is not done again."""
         known = self.active.get(delivery.run_id)
         if known is None:
             return False
-        known.fence = max(known.fence, delivery.fence)
+        if delivery.fence >= known.fence:
+            known.fence, known.origin = delivery.fence, origin
         return True
 
-    async def _decide(self, batch: list[tuple[Deliver, str]]) -> None:
+    async def _decide(self, batch: list[ActiveRun]) -> None:
         now_ms = self._world.wall_ms()
         try:
-            decisions = await self._inbox.admit([delivery for delivery, _ in batch], now_ms)
+            decisions = await self._inbox.admit([run.delivery for run in batch], now_ms)
         except Exception as error:  # the disk failed: nothing is known, so nothing is said or done
             self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
-            for delivery, _ in batch:
-                self._forget(delivery.run_id)
+            for run in batch:
+                self._forget(run)
             return
-        for (delivery, correlation_id), decision in zip(batch, decisions, strict=True):
+        refusals: list[tuple[ActiveRun, Refuse]] = []
+        queued, room = 0, self.capacity - (len(self.active) - len(batch))
+        for run, decision in zip(batch, decisions, strict=True):
             if isinstance(decision, Execute):
-                refusal = self._refusal(delivery, now_ms)
+                run.fresh = decision.fresh
+                refusal = self._refusal(run, now_ms, queued < room)
                 if refusal is None:
-                    self._ready.send_nowait(self.active[delivery.run_id])
-                    continue
-                decision = refusal
-            if isinstance(decision, Answer):
-                self._ended.inc("answered_again")
-                fence = self.active[delivery.run_id].fence
-                self._forget(delivery.run_id)
-                self._report(msgspec.structs.replace(decision.result, fence=fence), correlation_id)
+                    run.phase = Phase.QUEUED
+                    self._queue.append(run)
+                    queued += 1
+                else:
+                    refusals.append((run, refusal))
+            elif isinstance(decision, Answer):
+                self._again.inc()
+                self._tell(run, decision.result)
             else:
-                await self._refuse(delivery, correlation_id, decision)
+                refusals.append((run, decision))
+        if queued:
+            self._workers_idle.unpark(count=queued)
+        if refusals:
+            await self._refuse(refusals)
 
-    def _refusal(self, delivery: Deliver, now_ms: int) -> Refuse | None:
+    def _refusal(self, run: ActiveRun, now_ms: int, has_room: bool) -> Refuse | None:
         """Why a fresh delivery is not started now, if so."""
+        delivery = run.delivery
+        if run.cancelled:
+            return Refuse(Reason.RUN_CANCELLED, NEVER_STARTED)
         if delivery.identity is None:
             return Refuse(Reason.SECURITY_MISSING_IDENTITY_ENVELOPE, "no identity with the delivery")
         if self.switches.paused:
@@ -198,80 +233,165 @@ class Executor:
             return Refuse(Reason.DEADLINE_EXCEEDED, "before it was started")
         if self._isolation.is_condemned(delivery.run_id):
             return Refuse(Reason.HANDLER_KILLS_NODE, f"{CRASHES_MAX} crashes of this node")
-        if len(self.active) > self.capacity:
+        if not has_room:
             return Refuse(Reason.INGRESS_BACKPRESSURE, f"{self.capacity} runs are here already")
         return None
 
-    async def _refuse(self, delivery: Deliver, correlation_id: str, why: Refuse) -> None:
-        self._observer.refused(why.reason, why.detail, run=delivery.run_id, correlation_id=correlation_id)
-        self._ended.inc("refused")
-        fence = self.active[delivery.run_id].fence
-        try:
+    async def _refuse(self, refusals: list[tuple[ActiveRun, Refuse]]) -> None:
+        durable = []
+        told = []
+        now_ms = self._world.wall_ms()
+        for run, why in refusals:
+            run.phase = Phase.ENDING
+            delivery = run.delivery
+            self._observer.refused(
+                why.reason, why.detail, run=delivery.run_id, correlation_id=run.correlation_id
+            )
+            self._refused.inc()
             if why.reason in ENDS_HERE:
-                now_ms = self._world.wall_ms()
-                result = Result(delivery.run_id, fence, False, b"", why.reason, why.detail, now_ms, now_ms)
-                await self._conclude(delivery, correlation_id, result)
-                return
+                self._conclude(run, run.failed(why.reason, why.detail, now_ms))
+                continue
+            message = DeliveryRefused(delivery.run_id, run.fence, why.reason, why.detail)
+            told.append((run, message))
             if why.reason is not Reason.FENCE_STALE:
-                await self._inbox.refuse(delivery.run_id, fence, delivery.command, why)
+                durable.append((delivery.run_id, message.fence, delivery.command, why))
+        try:
+            if durable:
+                await self._inbox.refuse(durable)
         except Exception as error:  # not durable, so not said; the proxy will ask again
-            self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=delivery.run_id)
-            self._forget(delivery.run_id)
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
+            for run, _ in told:
+                self._forget(run)
             return
-        self._forget(delivery.run_id)
-        self._report(DeliveryRefused(delivery.run_id, fence, why.reason, why.detail), correlation_id)
+        for run, message in told:
+            self._forget(run)
+            self._report(message, run.correlation_id, run.origin)
 
-    def _forget(self, run_id: str) -> None:
-        self.active.pop(run_id, None)
-        if not self.active and not self._intake:
-            self._idle.set()
+    # -- cancelling
+
+    def _cancel_active(self, cancel: Cancel, origin: object) -> bool:
+        """Cancel a run of this process, if it is one: what has not begun never does, what runs is interrupted."""
+        run = self.active.get(cancel.run_id)
+        if run is None:
+            return False
+        if cancel.fence < run.fence:
+            detail = f"cancelled under fence {cancel.fence} after {run.fence}"
+            self._observer.refused(Reason.FENCE_STALE, detail, run=cancel.run_id)
+            return True
+        run.fence, run.origin = cancel.fence, origin
+        if run.phase is not Phase.ENDING and not run.cancelled:
+            run.cancelled = True
+            if run.phase is Phase.QUEUED:
+                now_ms = self._world.wall_ms()
+                self._conclude(run, run.failed(Reason.RUN_CANCELLED, NEVER_STARTED, now_ms))
+            elif run.scope is not None:
+                run.scope.cancel()
+        return True
+
+    async def _cancel(self, cancel: Cancel, correlation_id: str, origin: object) -> None:
+        if self._cancel_active(cancel, origin):  # a delivery of the same batch was faster
+            return
+        try:
+            result = await self._inbox.cancel(cancel.run_id, cancel.fence, self._world.wall_ms())
+        except Exception as error:  # not durable, so not said; the proxy will ask again
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=cancel.run_id)
+            return
+        if result is None:
+            self._observer.refused(Reason.FENCE_STALE, "cancelled under an older fence", run=cancel.run_id)
+        else:
+            self._report(result, correlation_id, origin)
 
     # -- execution
 
     async def _worker(self, slot: int) -> None:
-        async for run in self._work:
-            run.running = True
+        while True:
+            run: ActiveRun | None = None
+            result: Result | None = None
             try:
-                async with self._isolation.execution(slot, run.delivery.run_id):
-                    await self._execute(run)
-            except Refused as error:
-                self._observer.refused(error.reason, error.detail, run=run.delivery.run_id)
-            except Exception as error:  # the inbox's disk: without it nothing may be said
-                self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=run.delivery.run_id)
-            finally:
-                self._forget(run.delivery.run_id)
+                with trio.CancelScope() as scope:  # for many runs: see `execution`
+                    while not scope.cancel_called:
+                        run = None
+                        run = await self._next()
+                        await self._execute(slot, run, scope)
+                    run = None  # it ended by itself, just before
+                if run is not None and run.execution is not None:
+                    result = run.execution.interrupted()
+            except (Exception, SystemExit) as error:  # what a handler raised while it was interrupted
+                if run is None or run.execution is None:
+                    raise
+                result = run.execution.raised(error)
+            if run is not None:
+                self._ended(run, result)
 
-    async def _execute(self, run: ActiveRun) -> None:
+    async def _next(self) -> ActiveRun:
+        self._streak += 1
+        if self._streak >= STREAK_MAX:
+            self._streak = 0
+            await trio.lowlevel.checkpoint()
+        while True:
+            while not self._queue:
+                await self._workers_idle.park()
+            run = self._queue.popleft()
+            if run.phase is Phase.QUEUED:  # not cancelled meanwhile
+                return run
+
+    async def _execute(self, slot: int, run: ActiveRun, scope: trio.CancelScope) -> None:
+        run_id = run.delivery.run_id
+        try:
+            if self._isolation.starts_freely(run_id):
+                self._isolation.begin(slot, run_id)
+                try:
+                    result = await self._call(run, scope)
+                finally:
+                    self._isolation.end(slot)
+            else:
+                async with self._isolation.execution(slot, run_id):
+                    if run.phase is not Phase.QUEUED:  # cancelled while it waited to be alone
+                        return
+                    result = await self._call(run, scope)
+        except Refused as error:
+            self._observer.refused(error.reason, error.detail, run=run_id)
+            self._forget(run)
+        except Exception as error:  # the inbox's disk: without it nothing may be said
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}", run=run_id)
+            self._forget(run)
+        else:
+            self._ended(run, result)
+
+    async def _call(self, run: ActiveRun, scope: trio.CancelScope) -> Result | None:
         delivery = run.delivery
         handler = self._handlers[delivery.command]
         started_at_ms = self._world.wall_ms()
         if started_at_ms >= delivery.deadline_at_ms:
             why = Refuse(Reason.DEADLINE_EXCEEDED, "it waited in this node's queue until then")
-            await self._refuse(delivery, run.correlation_id, why)
-            return
-        began = trio.current_time()
+            await self._refuse([(run, why)])
+            return None
         arguments = self._arguments(handler, delivery)
         if isinstance(arguments, Refuse):
-            result = Result(
-                delivery.run_id, run.fence, False, b"", arguments.reason, arguments.detail,
-                started_at_ms, started_at_ms,
-            )  # fmt: skip
-            await self._conclude(delivery, run.correlation_id, result)
-            return
-        if starts_durably(handler.descriptor.effect):
-            await self._inbox.start(delivery, started_at_ms)
-        execution = _Execution(self, run, handler, started_at_ms)
-        ended = await execution.run(arguments, self._timeout_s(delivery, started_at_ms))
-        self._seconds.observe(trio.current_time() - began)
-        if ended is not None:
-            await self._conclude(delivery, run.correlation_id, ended, stored=execution.committed is ended)
+            return run.failed(arguments.reason, arguments.detail, started_at_ms)
+        run.phase = Phase.RUNNING
+        self.running += 1
+        began = trio.current_time()
+        try:
+            if handler.starts_durably:
+                run.fresh = False
+                await self._inbox.start(delivery, started_at_ms)
+                began = trio.current_time()  # what the disk took is not the handler's time
+                if run.cancelled:
+                    return run.failed(Reason.RUN_CANCELLED, "before its handler was called", started_at_ms)
+            run.execution = Execution(self._around, run, handler, started_at_ms)
+            self._watch.until(run, began + self._timeout_s(delivery, started_at_ms))
+            return await run.execution.run(arguments, scope)
+        finally:
+            self.running -= 1
+            self._seconds.observe(trio.current_time() - began)
 
     def _arguments(self, handler: Handler, delivery: Deliver) -> dict[str, Any] | Refuse:
         try:
-            arguments = msgspec.json.decode(delivery.args_json, type=dict[str, Any])
+            arguments = _arguments.decode(delivery.args_json)
         except (msgspec.MsgspecError, RecursionError) as error:
             return Refuse(Reason.ARGUMENTS_INVALID, str(error))
-        problems = argument_problems(handler.descriptor.parameters, arguments)
+        problems = argument_problems(handler.parameters, arguments)
         if problems:
             return Refuse(Reason.ARGUMENTS_INVALID, "; ".join(problems))
         return arguments
@@ -280,109 +400,44 @@ class Executor:
         left_ms = delivery.deadline_at_ms - now_ms
         return max(0, min(delivery.timeout_ms, self._timeout_ms_max, left_ms)) / 1000
 
-    async def _conclude(
-        self, delivery: Deliver, correlation_id: str, result: Result, stored: bool = False
-    ) -> None:
-        if not stored:
-            # A transaction of an abandoned thread may have ended the run meanwhile: what is kept is what is told.
-            result = await self._inbox.finish(result, delivery.command)
-        self._ended.inc("completed" if result.completed else "failed")
-        self._forget(delivery.run_id)
-        self._report(result, correlation_id)
+    # -- ends
 
+    def _ended(self, run: ActiveRun, result: Result | None) -> None:
+        """An execution is over: tell what its transaction stored, keep what it did not, or fall silent."""
+        if run.phase is not Phase.RUNNING:
+            if result is not None and run.phase is Phase.QUEUED:
+                self._conclude(run, result)
+            return
+        if result is None:
+            self._superseded.inc()
+            self._forget(run)
+        elif run.execution is not None and run.execution.committed is result:
+            run.phase = Phase.ENDING
+            self._count_and_tell(run, result)
+        else:
+            self._conclude(run, result)
 
-class _Execution:
-    """One call of one handler, and what became of it."""
+    def _conclude(self, run: ActiveRun, result: Result) -> None:
+        """Keep the result, then tell it."""
+        run.phase = Phase.ENDING
+        self._ends.add(run, result)
 
-    def __init__(self, executor: Executor, run: ActiveRun, handler: Handler, started_at_ms: int) -> None:
-        self._executor, self._active, self._handler = executor, run, handler
-        self._started_at_ms = started_at_ms
-        self.committed: Result | None = None
+    def _count_and_tell(self, run: ActiveRun, result: Result) -> None:
+        (self._completed if result.completed else self._failed).inc()
+        self._tell(run, result)
 
-    async def run(self, arguments: dict[str, Any], timeout_s: float) -> Result | None:
-        """The result to conclude with; None where a newer attempt took over."""
-        executor = self._executor
-        try:
-            with trio.move_on_after(timeout_s) as scope:
-                value = await self._call(arguments)
-                return self.committed or self._completed(value)
-        except FenceStale as error:
-            executor._ended.inc("superseded")
-            executor._observer.refused(Reason.FENCE_STALE, str(error), run=self._active.delivery.run_id)
-            return None
-        except TransientFailure as error:
-            return self.committed or self._failed(Reason.HANDLER_FAILED_TRANSIENT, str(error))
-        except (Exception, SystemExit) as error:
-            executor._observer.log.warning(
-                "handler_failed",
-                command=self._active.delivery.command,
-                run=self._active.delivery.run_id,
-                correlation_id=self._active.correlation_id,
-                error=f"{type(error).__name__}: {error}",
-                where="".join(traceback.format_tb(error.__traceback__)[-2:]),
-            )
-            return self.committed or self._failed(Reason.HANDLER_FAILED, f"{type(error).__name__}: {error}")
-        assert scope.cancelled_caught
-        if self.committed:
-            return self.committed
-        if self._handler.descriptor.effect == Effect.ONCE:
-            return self._failed(Reason.OUTCOME_UNKNOWN, f"the handler did not finish in {timeout_s:g} s")
-        return self._failed(Reason.HANDLER_TIMEOUT, f"the handler did not finish in {timeout_s:g} s")
+    def _tell(self, run: ActiveRun, result: Result) -> None:
+        """Report what is durable, under the newest fence that asked for it."""
+        self._forget(run)
+        if run.fence > result.fence:
+            result = msgspec.structs.replace(result, fence=run.fence)
+        self._report(result, run.correlation_id, run.origin)
 
-    async def _call(self, arguments: dict[str, Any]) -> Any:
-        context = self._context()
-        if self._handler.is_async:
-            return await self._handler.function(context, **arguments)
-        return await self._executor._world.run_in_thread(lambda: self._handler.function(context, **arguments))
+    def _forget(self, run: ActiveRun) -> None:
+        if self.active.get(run.delivery.run_id) is run:
+            del self.active[run.delivery.run_id]
+        self._say_if_idle()
 
-    def _context(self) -> Context:
-        delivery, executor = self._active.delivery, self._executor
-        assert delivery.identity is not None
-        return Context(
-            run_id=delivery.run_id,
-            attempt=delivery.fence,
-            idempotency_key=delivery.root_run_id,
-            identity=delivery.identity,
-            tenant=delivery.tenant,
-            deadline_at_ms=delivery.deadline_at_ms,
-            correlation_id=self._active.correlation_id,
-            node_id=executor._node_id,
-            log=executor._observer.log.bind(
-                command=delivery.command, run=delivery.run_id, correlation_id=self._active.correlation_id
-            ),
-            _transact=self._transact,
-        )
-
-    async def _transact(self, function: Callable[[Transaction], Any]) -> Any:
-        if self._handler.descriptor.effect != Effect.TRANSACTIONAL:
-            raise TransactionMisused('declare the command with effect="transactional" to use ctx.transaction')
-        if self.committed is not None:
-            raise TransactionMisused("one transaction per run: the first one was the result")
-        executor = self._executor
-        value, self.committed = await executor._inbox.transact(
-            self._active.delivery,
-            lambda: self._active.fence,
-            function,
-            self._started_at_ms,
-            executor._world.wall_ms(),
-            executor._value_bytes_max,
-        )
-        return value
-
-    def _completed(self, value: Any) -> Result:
-        try:
-            raw = msgspec.json.encode(value)
-        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-            return self._failed(Reason.RESULT_INVALID, str(error))
-        if len(raw) > self._executor._value_bytes_max:
-            return self._failed(Reason.RESULT_TOO_LARGE, f"{len(raw)} bytes")
-        return self._result(True, raw, "", "")
-
-    def _failed(self, reason: Reason, detail: str) -> Result:
-        return self._result(False, b"", reason.value, detail[:DETAIL_CHARS_MAX])
-
-    def _result(self, completed: bool, raw: bytes, reason: str, detail: str) -> Result:
-        return Result(
-            self._active.delivery.run_id, self._active.fence, completed, raw, reason, detail,
-            self._started_at_ms, self._executor._world.wall_ms(),
-        )  # fmt: skip
+    def _say_if_idle(self) -> None:
+        if not self.active and not self._intake:
+            self._idle.set()

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from fairlead.backend.decisions import starts_durably
 from fairlead.backend.signature import HandlerInvalid, description_of, parameters_of
-from fairlead.protocol.registry import Descriptor, Effect, Flag, Item, canonical_item, descriptor_problem
+from fairlead.protocol.registry import (
+    Descriptor,
+    Effect,
+    Flag,
+    Item,
+    canonical_item,
+    descriptor_problem,
+)
+from fairlead.protocol.schema import Parameter
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
 
@@ -21,11 +30,20 @@ class TransientFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function with the descriptor it is announced by."""
+    """A function with the descriptor it is announced by, and what every execution asks of that."""
 
     item: Item
     function: Callable[..., Any]
     is_async: bool
+    effect: str = field(init=False)
+    parameters: tuple[Parameter, ...] = field(init=False)
+    starts_durably: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        descriptor = self.item.descriptor
+        object.__setattr__(self, "effect", descriptor.effect)
+        object.__setattr__(self, "parameters", descriptor.parameters)
+        object.__setattr__(self, "starts_durably", starts_durably(descriptor.effect))
 
     @property
     def descriptor(self) -> Descriptor:

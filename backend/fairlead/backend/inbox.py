@@ -1,111 +1,58 @@
 """The node's durable memory of runs: what began, what ended and how, until the proxy has it.
 
 On the command's journey between the link and the executor, twice: before executing (has this been done?) and
-after (keep the result before anybody hears of it).
+after (keep the result before anybody hears of it). What follows from a row is decided in `decisions`.
 
 The file is locked by one process and carries a random incarnation: a node that lost it is a new incarnation,
 and what its old self had been given is for the proxy to judge. Invariants: a result once stored never
-changes; a fence never goes down; a tombstone outlives every message that could still name its run.
+changes; a fence never goes down; a tombstone outlives every message that could still name its run; of one
+lineage at most one transaction commits here.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from fairlead.backend.context import Transaction, TransactionMisused
+from fairlead.backend.decisions import (
+    COLUMNS,
+    Answer,
+    Decision,
+    Execute,
+    FenceStale,
+    Refuse,
+    RunCancelled,
+    decide,
+    decide_cancel,
+)
 from fairlead.protocol.messages import Deliver, Result
 from fairlead.protocol.reasons import Reason
-from fairlead.protocol.registry import Effect
 from fairlead.runtime.sqlite import Writer
 
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS node_meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE IF NOT EXISTS inbox (
-        run_id         TEXT PRIMARY KEY,
-        fence          INTEGER NOT NULL,
-        command        TEXT NOT NULL,
-        state          TEXT NOT NULL CHECK (state IN ('started', 'finished', 'refused')),
-        completed      INTEGER NOT NULL DEFAULT 0,
-        value_json     BLOB NOT NULL DEFAULT x'',
-        reason         TEXT NOT NULL DEFAULT '',
-        detail         TEXT NOT NULL DEFAULT '',
-        started_at_ms  INTEGER NOT NULL DEFAULT 0,
-        finished_at_ms INTEGER NOT NULL DEFAULT 0,
-        acked_at_ms    INTEGER
-    ) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS inbox_unacked ON inbox (finished_at_ms) WHERE acked_at_ms IS NULL",
-    "CREATE INDEX IF NOT EXISTS inbox_acked ON inbox (acked_at_ms) WHERE acked_at_ms IS NOT NULL",
-    """CREATE TABLE IF NOT EXISTS crashes (
-        run_id TEXT PRIMARY KEY, count INTEGER NOT NULL, last_at_ms INTEGER NOT NULL
-    ) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS registry_items (
-        name TEXT PRIMARY KEY, canonical BLOB NOT NULL
-    ) WITHOUT ROWID""",
-)
-# How an attempt may have ended for another to follow. An outcome that nobody knows is not among them.
-_RETRIED_ENDS = (Reason.HANDLER_FAILED_TRANSIENT.value, Reason.HANDLER_TIMEOUT.value)
-_COLUMNS = "run_id, fence, state, completed, value_json, reason, detail, started_at_ms, finished_at_ms"
+# Statements are prepared once for each text, so a list of ids has one of these lengths, filled up with NULL.
+_LIST_LENGTHS: Final = (1, 8, 64, 512)
+TOMBSTONES_COUNTED_MAX: Final = 100_000
+UNACKED_START: Final = (-1, "")  # before every (finished_at_ms, run_id)
 
 
-class FenceStale(Exception):
-    """A newer attempt of the run exists; this one must leave no trace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Execute:
-    """Not done yet: run it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Done before: the stored result, under the fence that asks now."""
+class Finished(NamedTuple):
+    """How a run ended, as the inbox keeps it."""
 
     result: Result
+    command: str
+    root_run_id: str = ""
+    fresh: bool = False  # the inbox held nothing of the run when it was admitted
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Not to be started under this fence."""
+class _Undone(NamedTuple):
+    """A transaction of a handler that failed and left nothing: a value of its job, for a job that raises has the
+    whole batch written again, run by run, and its neighbours' functions called twice."""
 
-    reason: Reason
-    detail: str
-
-
-Decision = Execute | Answer | Refuse
-
-
-def decide(row: tuple[Any, ...] | None, fence: int, now_ms: int, retry: bool = False) -> Decision:
-    """Pure. What to do with a delivery, given what the inbox holds of its run (`_COLUMNS`).
-
-    `retry`: the proxy has settled the failure of the attempt before and asks for another."""
-    if row is None:
-        return Execute()
-    run_id, known, state, completed, value_json, reason, detail, started_at_ms, finished_at_ms = row
-    if fence < known:
-        return Refuse(Reason.FENCE_STALE, f"fence {fence} after {known}")
-    if state == "refused":
-        return Refuse(Reason(reason), detail) if fence == known else Execute()
-    if state == "started":
-        why = "the node stopped while the handler ran"
-        return Answer(
-            Result(run_id, fence, False, b"", Reason.OUTCOME_UNKNOWN.value, why, started_at_ms, now_ms)
-        )
-    if retry and not completed and fence > known and reason in _RETRIED_ENDS:
-        return Execute()
-    return Answer(
-        Result(run_id, fence, bool(completed), value_json, reason, detail, started_at_ms, finished_at_ms)
-    )
-
-
-def prepare(connection: sqlite3.Connection) -> None:
-    """Create what is missing. Runs in the writer's first transaction."""
-    for statement in _SCHEMA:
-        connection.execute(statement)
+    error: BaseException
 
 
 class Inbox:
@@ -123,20 +70,26 @@ class Inbox:
 
         return await self._writer.submit(job)
 
+    # -- before a run is executed
+
     async def admit(self, deliveries: Sequence[Deliver], now_ms: int) -> list[Decision]:
-        """Decide on deliveries whose runs are not executing now. An interrupted `once` run is ended here."""
+        """Decide on deliveries whose runs are not executing now. An interrupted `once` run is ended here; a run
+        whose ancestor or other relation has completed here gets that one's result."""
 
         def job(db: sqlite3.Connection) -> list[Decision]:
+            rows = _rows(db, [delivery.run_id for delivery in deliveries])
             decisions = []
             for delivery in deliveries:
-                row = db.execute(
-                    f"SELECT {_COLUMNS} FROM inbox WHERE run_id = ?", (delivery.run_id,)
-                ).fetchone()
+                row = rows.get(delivery.run_id)
                 decision = decide(row, delivery.fence, now_ms, delivery.retry)
-                if isinstance(decision, Execute) and row is not None and row[2] == "finished":
-                    _reopen(db, delivery.run_id)
+                if isinstance(decision, Execute):
+                    if row is not None and row[2] == "finished":
+                        _reopen(db, delivery.run_id)
+                    if delivery.root_run_id != delivery.run_id:
+                        related = _related(db, delivery, delivery.fence)
+                        decision = decision if related is None else Answer(related)
                 if isinstance(decision, Answer):
-                    _store(db, decision.result, delivery.command)
+                    _store(db, decision.result, delivery.command, delivery.root_run_id)
                 decisions.append(decision)
             return decisions
 
@@ -147,38 +100,74 @@ class Inbox:
 
         def job(db: sqlite3.Connection) -> None:
             db.execute(
-                "INSERT INTO inbox (run_id, fence, command, state, started_at_ms) VALUES (?, ?, ?, 'started', ?)"
+                "INSERT INTO inbox (run_id, fence, command, state, started_at_ms, root_run_id)"
+                " VALUES (?, ?, ?, 'started', ?, ?)"
                 " ON CONFLICT (run_id) DO UPDATE SET fence = excluded.fence, state = 'started',"
                 " started_at_ms = excluded.started_at_ms, reason = '', detail = '', acked_at_ms = NULL"
                 " WHERE inbox.state <> 'finished'",
-                (delivery.run_id, delivery.fence, delivery.command, now_ms),
+                (delivery.run_id, delivery.fence, delivery.command, now_ms, _root(delivery)),
             )
 
         await self._writer.submit(job)
 
-    async def finish(self, result: Result, command: str) -> Result:
-        """Keep how a run ended. Returns what is kept: an end that was there before stands."""
-
-        def job(db: sqlite3.Connection) -> Result:
-            _store(db, result, command)
-            row = db.execute(f"SELECT {_COLUMNS} FROM inbox WHERE run_id = ?", (result.run_id,)).fetchone()
-            return Result(row[0], row[1], bool(row[3]), *row[4:])
-
-        return await self._writer.submit(job)
-
-    async def refuse(self, run_id: str, fence: int, command: str, refusal: Refuse) -> None:
-        """Record durably that the run was not started under this fence and will not be."""
+    async def refuse(self, refusals: Sequence[tuple[str, int, str, Refuse]]) -> None:
+        """Record durably that runs were not started under their fences and will not be: (run, fence, command, why)."""
 
         def job(db: sqlite3.Connection) -> None:
-            db.execute(
+            db.executemany(
                 "INSERT INTO inbox (run_id, fence, command, state, reason, detail) VALUES (?, ?, ?, 'refused', ?, ?)"
                 " ON CONFLICT (run_id) DO UPDATE SET fence = excluded.fence, reason = excluded.reason,"
                 " detail = excluded.detail, acked_at_ms = NULL"
                 " WHERE inbox.state = 'refused' AND inbox.fence <= excluded.fence",
-                (run_id, fence, command, refusal.reason.value, refusal.detail),
-            )
+                [(run_id, fence, command, why.reason.value, why.detail) for run_id, fence, command, why in refusals],
+            )  # fmt: skip
 
         await self._writer.submit(job)
+
+    async def cancel(self, run_id: str, fence: int, now_ms: int) -> Result | None:
+        """End a run that is not executing now; None where a newer attempt is known. What is unknown or was never
+        started leaves a tombstone, so that a delivery under this fence, which may still come, is not started."""
+
+        def job(db: sqlite3.Connection) -> Result | None:
+            row = _rows(db, [run_id]).get(run_id)
+            result = decide_cancel(row, run_id, fence, now_ms)
+            if (
+                result is not None
+                and result.reason == Reason.RUN_CANCELLED
+                and (row is None or row[2] == "refused")
+            ):
+                db.execute(
+                    "INSERT INTO inbox (run_id, fence, command, state, reason, detail, finished_at_ms)"
+                    " VALUES (?, ?, '', 'refused', ?, ?, ?)"
+                    " ON CONFLICT (run_id) DO UPDATE SET fence = excluded.fence, reason = excluded.reason,"
+                    " detail = excluded.detail, finished_at_ms = excluded.finished_at_ms, acked_at_ms = NULL",
+                    (run_id, fence, result.reason, result.detail, now_ms),
+                )
+            elif result is not None:
+                _store(db, result, "")
+            return result
+
+        return await self._writer.submit(job)
+
+    # -- after it was
+
+    async def finish(self, ends: Sequence[Finished]) -> list[Result]:
+        """Keep how runs ended. Returns what is kept: an end that was there before stands."""
+
+        def job(db: sqlite3.Connection) -> list[Result]:
+            fresh = [end for end in ends if end.fresh]
+            if fresh:
+                inserted = db.executemany(_INSERT, [_values(*end[:3]) for end in fresh]).rowcount
+                if inserted == len(ends):
+                    return [end.result for end in ends]
+                if inserted == len(fresh):
+                    return [
+                        end.result if end.fresh else _kept(db, end.result, end.command, end.root_run_id) for end in ends
+                    ]  # fmt: skip
+            # A transaction of an abandoned thread may have ended one of them meanwhile.
+            return [_kept(db, end.result, end.command, end.root_run_id) for end in ends]
+
+        return await self._writer.submit(job)
 
     async def transact(
         self,
@@ -189,13 +178,26 @@ class Inbox:
         now_ms: int,
         value_bytes_max: int,
     ) -> tuple[Any, Result]:
-        """Run the handler's `function` with its result in one transaction: both are there, or neither."""
+        """Run the handler's `function` with its result in one transaction: both are there, or neither.
 
-        def job(db: sqlite3.Connection) -> tuple[Any, Result]:
-            current = fence()
+        `fence` is asked in the transaction; it raises where the run may not take effect any more. Where another
+        run of the lineage has completed, its value is the result and nothing is executed."""
+
+        def job(db: sqlite3.Connection) -> tuple[Any, Result] | _Undone:
+            try:
+                current = fence()
+            except RunCancelled as error:
+                return _Undone(error)
             row = db.execute("SELECT fence, state FROM inbox WHERE run_id = ?", (delivery.run_id,)).fetchone()
-            if row is not None and (row[0] > current or row[1] == "finished"):
-                raise FenceStale(f"fence {current} after {row[0]}")
+            # Refused under a fence means never to take effect under it: a thread of an attempt that was given up.
+            if row is not None and (
+                row[0] > current or row[1] == "finished" or (row[1] == "refused" and row[0] >= current)
+            ):
+                return _Undone(FenceStale(f"fence {current} after {row[0]}"))
+            related = _related(db, delivery, current)
+            if related is not None:
+                _store(db, related, delivery.command, delivery.root_run_id)
+                return msgspec.json.decode(related.value_json), related
             db.execute("SAVEPOINT handler")
             door = Transaction(db)
             try:
@@ -206,18 +208,22 @@ class Inbox:
                 if len(raw) > value_bytes_max:
                     raise TransactionMisused(f"the value has {len(raw)} bytes, at most {value_bytes_max}")
                 result = Result(delivery.run_id, current, True, raw, "", "", started_at_ms, now_ms)
-                _store(db, result, delivery.command)
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK TO handler")
-                    db.execute("RELEASE handler")
-                raise
+                _store(db, result, delivery.command, delivery.root_run_id)
+            except BaseException as error:
+                if not db.in_transaction:
+                    raise
+                db.execute("ROLLBACK TO handler")
+                db.execute("RELEASE handler")
+                return _Undone(error)
             finally:
                 door.close()
             db.execute("RELEASE handler")
             return value, result
 
-        return await self._writer.submit(job)
+        done = await self._writer.submit(job)
+        if isinstance(done, _Undone):
+            raise done.error
+        return done
 
     async def record_crashes(
         self, run_ids: Sequence[str], now_ms: int, forget_before_ms: int
@@ -235,21 +241,27 @@ class Inbox:
 
         return await self._writer.submit(job)
 
-    async def unacked(self, limit: int = 10_000) -> list[tuple[Result, bool]]:
-        """What the proxy may not have yet, oldest first; the flag says it was a refusal, not a result."""
+    # -- until the proxy has it
+
+    async def unacked(
+        self, limit: int = 10_000, after: tuple[int, str] = UNACKED_START
+    ) -> list[tuple[Result, bool]]:
+        """What the proxy may not have yet, oldest first; the flag says it was a refusal, not a result. `after` is
+        (finished_at_ms, run_id) of the last one of the page before."""
 
         def job(db: sqlite3.Connection) -> list[tuple[Result, bool]]:
             rows = db.execute(
-                f"SELECT {_COLUMNS} FROM inbox WHERE acked_at_ms IS NULL AND state <> 'started'"
-                " ORDER BY finished_at_ms LIMIT ?",
-                (limit,),
+                f"SELECT {COLUMNS} FROM inbox WHERE acked_at_ms IS NULL AND state <> 'started'"
+                " AND (finished_at_ms, run_id) > (?, ?) ORDER BY finished_at_ms, run_id LIMIT ?",
+                (*after, limit),
             ).fetchall()
-            return [(Result(row[0], row[1], bool(row[3]), *row[4:]), row[2] == "refused") for row in rows]
+            cancelled = Reason.RUN_CANCELLED.value  # its tombstone is a refusal, and what is told an end
+            return [(_result(row), row[2] == "refused" and row[5] != cancelled) for row in rows]
 
         return await self._writer.submit(job)
 
     async def acked(self, runs: Sequence[tuple[str, int]], now_ms: int) -> None:
-        """The proxy holds these; they become tombstones."""
+        """A proxy holds these; they become tombstones."""
 
         def job(db: sqlite3.Connection) -> None:
             db.executemany(
@@ -259,8 +271,8 @@ class Inbox:
 
         await self._writer.submit(job)
 
-    async def prune(self, acked_before_ms: int, limit: int = 5_000) -> int:
-        """Forget tombstones that no message can name any more."""
+    async def prune(self, acked_before_ms: int, limit: int = 500) -> int:
+        """Forget tombstones that no message can name any more, at most `limit`; returns how many."""
 
         def job(db: sqlite3.Connection) -> int:
             return db.execute(
@@ -271,12 +283,33 @@ class Inbox:
         return await self._writer.submit(job)
 
     async def counts(self) -> dict[str, int]:
+        """Runs by state, and tombstones: of these at most `TOMBSTONES_COUNTED_MAX` are counted, for nobody may
+        wait behind a count of millions."""
+
         def job(db: sqlite3.Connection) -> dict[str, int]:
-            rows = db.execute(
-                "SELECT CASE WHEN acked_at_ms IS NULL THEN state ELSE 'tombstone' END, count(*)"
-                " FROM inbox GROUP BY 1"
+            found = dict(
+                db.execute(
+                    "SELECT state, count(*) FROM inbox WHERE acked_at_ms IS NULL GROUP BY state"
+                ).fetchall()
             )
-            return dict(rows.fetchall())
+            (tombstones,) = db.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM inbox WHERE acked_at_ms IS NOT NULL LIMIT ?)",
+                (TOMBSTONES_COUNTED_MAX,),
+            ).fetchone()
+            return {**found, "tombstone": tombstones} if tombstones else found
+
+        return await self._writer.submit(job)
+
+    async def lease_ms(self, heard_ms: int = 0) -> int:
+        """The longest lease that any proxy ever named, `heard_ms` included."""
+
+        def job(db: sqlite3.Connection) -> int:
+            db.execute(
+                "INSERT INTO node_meta (key, value) VALUES ('lease_ms_max', ?)"
+                " ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
+                (heard_ms,),
+            )
+            return int(db.execute("SELECT value FROM node_meta WHERE key = 'lease_ms_max'").fetchone()[0])
 
         return await self._writer.submit(job)
 
@@ -315,23 +348,83 @@ class Inbox:
         await self._writer.aclose()
 
 
-def _store(db: sqlite3.Connection, result: Result, command: str) -> None:
-    """Insert or complete a run's row. A finished row keeps its result; only its fence may rise."""
-    db.execute(
-        "INSERT INTO inbox (run_id, fence, command, state, completed, value_json, reason, detail, started_at_ms,"
-        " finished_at_ms) VALUES (?, ?, ?, 'finished', ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (run_id) DO UPDATE SET fence = max(inbox.fence, excluded.fence), acked_at_ms = NULL,"
-        " completed = CASE inbox.state WHEN 'finished' THEN inbox.completed ELSE excluded.completed END,"
-        " value_json = CASE inbox.state WHEN 'finished' THEN inbox.value_json ELSE excluded.value_json END,"
-        " reason = CASE inbox.state WHEN 'finished' THEN inbox.reason ELSE excluded.reason END,"
-        " detail = CASE inbox.state WHEN 'finished' THEN inbox.detail ELSE excluded.detail END,"
-        " finished_at_ms = CASE inbox.state WHEN 'finished' THEN inbox.finished_at_ms"
-        " ELSE excluded.finished_at_ms END, state = 'finished'",
-        (
-            result.run_id, result.fence, command, result.completed, result.value_json, result.reason,
-            result.detail, result.started_at_ms, result.finished_at_ms,
-        ),
+_INSERT: Final = (
+    "INSERT INTO inbox (run_id, fence, command, state, completed, value_json, reason, detail, started_at_ms,"
+    " finished_at_ms, root_run_id) VALUES (?, ?, ?, 'finished', ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) DO NOTHING"
+)
+_UPSERT: Final = _INSERT.replace(
+    "DO NOTHING",
+    "DO UPDATE SET fence = max(inbox.fence, excluded.fence), acked_at_ms = NULL,"
+    " completed = CASE inbox.state WHEN 'finished' THEN inbox.completed ELSE excluded.completed END,"
+    " value_json = CASE inbox.state WHEN 'finished' THEN inbox.value_json ELSE excluded.value_json END,"
+    " reason = CASE inbox.state WHEN 'finished' THEN inbox.reason ELSE excluded.reason END,"
+    " detail = CASE inbox.state WHEN 'finished' THEN inbox.detail ELSE excluded.detail END,"
+    " finished_at_ms = CASE inbox.state WHEN 'finished' THEN inbox.finished_at_ms"
+    " ELSE excluded.finished_at_ms END,"
+    " started_at_ms = CASE inbox.state WHEN 'finished' THEN inbox.started_at_ms ELSE excluded.started_at_ms END,"
+    " command = CASE excluded.command WHEN '' THEN inbox.command ELSE excluded.command END,"
+    " root_run_id = coalesce(inbox.root_run_id, excluded.root_run_id),"
+    " state = 'finished'",
+)
+
+
+def _values(result: Result, command: str, root_run_id: str) -> tuple[Any, ...]:
+    return (
+        result.run_id, result.fence, command, result.completed, result.value_json, result.reason, result.detail,
+        result.started_at_ms, result.finished_at_ms,
+        root_run_id if root_run_id and root_run_id != result.run_id else None,
     )  # fmt: skip
+
+
+def _store(db: sqlite3.Connection, result: Result, command: str, root_run_id: str = "") -> None:
+    """Insert or complete a run's row. A finished row keeps its result; only its fence may rise."""
+    db.execute(_UPSERT, _values(result, command, root_run_id))
+
+
+def _kept(db: sqlite3.Connection, result: Result, command: str, root_run_id: str) -> Result:
+    _store(db, result, command, root_run_id)
+    return _result(_rows(db, [result.run_id])[result.run_id])
+
+
+def _result(row: tuple[Any, ...]) -> Result:
+    return Result(row[0], row[1], bool(row[3]), *row[4:])
+
+
+def _root(delivery: Deliver) -> str | None:
+    """What is kept of the lineage: nothing where the run is its own root."""
+    return delivery.root_run_id if delivery.root_run_id != delivery.run_id else None
+
+
+def _rows(db: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """What the inbox holds of these runs (`COLUMNS`)."""
+    found = {}
+    for chunk in _chunks(run_ids):
+        for row in db.execute(
+            f"SELECT {COLUMNS} FROM inbox WHERE run_id IN ({','.join('?' * len(chunk))})", chunk
+        ):
+            found[row[0]] = row
+    return found
+
+
+def _chunks(run_ids: Sequence[str]) -> Iterator[list[str | None]]:
+    longest = _LIST_LENGTHS[-1]
+    for start in range(0, len(run_ids), longest):
+        chunk: list[str | None] = list(run_ids[start : start + longest])
+        length = next(each for each in _LIST_LENGTHS if each >= len(chunk))
+        yield chunk + [None] * (length - len(chunk))
+
+
+def _related(db: sqlite3.Connection, delivery: Deliver, fence: int) -> Result | None:
+    """The result of another run of the same lineage that completed here, as this run's."""
+    run_id, root = delivery.run_id, delivery.root_run_id
+    row = db.execute(
+        "SELECT value_json, started_at_ms, finished_at_ms FROM inbox"
+        " WHERE root_run_id = ?1 AND completed = 1 AND run_id <> ?2 UNION ALL"
+        " SELECT value_json, started_at_ms, finished_at_ms FROM inbox"
+        " WHERE run_id = ?1 AND completed = 1 AND run_id <> ?2 LIMIT 1",
+        (root, run_id),
+    ).fetchone()
+    return None if row is None else Result(run_id, fence, True, row[0], "", "", row[1], row[2])
 
 
 def _reopen(db: sqlite3.Connection, run_id: str) -> None:
@@ -341,8 +434,3 @@ def _reopen(db: sqlite3.Connection, run_id: str) -> None:
         " WHERE run_id = ? AND state = 'finished' AND completed = 0",
         (Reason.FENCE_STALE.value, run_id),
     )
-
-
-def starts_durably(effect: str) -> bool:
-    """Whether an execution must be recorded before it begins: only where re-running could repeat an effect."""
-    return effect == Effect.ONCE.value

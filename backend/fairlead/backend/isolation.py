@@ -29,11 +29,27 @@ class Isolation:
         self._executing = 0
         self._alone = False
         self._changed = trio.Event()
+        self._waiting = 0
         self._turn = trio.Lock()
 
     def is_condemned(self, run_id: str) -> bool:
         """Whether the run has been executing at too many crashes to be tried again."""
         return self.crashes.get(run_id, 0) >= CRASHES_MAX
+
+    def starts_freely(self, run_id: str) -> bool:
+        """Neither a suspect, nor beside one: `begin` and `end` are enough, and nothing has to wait."""
+        return not self._alone and run_id not in self.crashes
+
+    def begin(self, slot: int, run_id: str) -> None:
+        """The handler begins: leave its mark."""
+        self._executing += 1
+        self._marks.set(slot, run_id.encode())
+
+    def end(self, slot: int) -> None:
+        """The handler is over."""
+        self._marks.clear(slot)
+        self._executing -= 1
+        self._tell()
 
     @asynccontextmanager
     async def execution(self, slot: int, run_id: str) -> AsyncIterator[None]:
@@ -57,18 +73,20 @@ class Isolation:
 
     @asynccontextmanager
     async def _marked(self, slot: int, run_id: str) -> AsyncIterator[None]:
-        self._executing += 1
-        self._marks.set(slot, run_id.encode())
+        self.begin(slot, run_id)
         try:
             yield
         finally:
-            self._marks.clear(slot)
-            self._executing -= 1
-            self._tell()
+            self.end(slot)
 
     async def _wait(self) -> None:
-        await self._changed.wait()
+        self._waiting += 1
+        try:
+            await self._changed.wait()
+        finally:
+            self._waiting -= 1
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._waiting:
+            self._changed.set()
+            self._changed = trio.Event()

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
 
-from fairlead.backend.backoff import Backoff
+from fairlead.backend.batches import announcements, result_batches
 from fairlead.backend.executor import Executor
-from fairlead.backend.inbox import Inbox
+from fairlead.backend.inbox import UNACKED_START, Inbox
 from fairlead.backend.mirror import Effect, Mirror, Persist
+from fairlead.backend.retention import Retention
 from fairlead.protocol import messages as m
 from fairlead.protocol.channel import (
     DiallerChannel,
@@ -28,8 +29,9 @@ from fairlead.protocol.channel import (
 )
 from fairlead.protocol.envelope import ChannelLimits
 from fairlead.protocol.keys import IdentityKey, Role
-from fairlead.protocol.limits import CHUNK_BYTES_MAX, HEARTBEAT_RUNS_MAX
+from fairlead.protocol.limits import HEARTBEAT_RUNS_MAX
 from fairlead.protocol.reasons import Reason, Reject, parse_reason
+from fairlead.runtime.backoff import Backoff
 from fairlead.runtime.link import LinkPump
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.streams import ByteStream
@@ -38,6 +40,10 @@ from fairlead.runtime.world import World
 
 WRITE_TIMEOUT_S = 15.0
 LINK_HELD_S = 10.0  # a link that lived this long resets the back-off
+UNACKED_PAGE: Final = 256
+# While more than this waits for the proxy, what is only told again waits too.
+UNACKED_OUTPUT_BYTES_MAX: Final = 1024 * 1024
+UNACKED_PAUSE_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,14 @@ class LinkSettings:
     backoff_base_s: float
     backoff_max_s: float
     labels: dict[str, str]
+
+
+class Siblings(Protocol):
+    """The other links of this node, as a link sees them (`links.Links`)."""
+
+    def share(self, capacity: int, link: ProxyLink) -> int: ...
+    def joined(self, link: ProxyLink) -> None: ...
+    def left(self, link: ProxyLink) -> None: ...
 
 
 class ProxyLink:
@@ -69,8 +83,11 @@ class ProxyLink:
         inbox: Inbox,
         mirror: Mirror,
         registry_lock: trio.Lock,
+        retention: Retention,
+        siblings: Siblings,
         observer: Observer,
     ) -> None:
+        self._retention, self._siblings = retention, siblings
         self._registry_lock = registry_lock
         self._world, self._settings, self.host, self.port = world, settings, host, port
         self._incarnation, self._announcements = incarnation, announcements
@@ -82,8 +99,10 @@ class ProxyLink:
         self._stopping = False
         self._beats: deque[tuple[int, int]] = deque(maxlen=16)  # (sequence, sent_at_ms)
         self._sequence = 0
-        self._acks: list[tuple[str, int]] = []
-        self._wake_acks = trio.Event()
+        self._held_from = 0  # where the next heartbeat's list of runs begins
+        self._results: list[m.Result] = []  # of this turn of the event loop
+        self._gathered = trio.Event()
+        self._unacked_wanted = trio.Event()
         self.skew_ms: int | None = None
         self.round_trip_ms: int | None = None
         self.connected_since_ms: int | None = None
@@ -93,11 +112,22 @@ class ProxyLink:
     def connected(self) -> bool:
         return self._welcome is not None
 
-    def report(self, message: m.Result | m.DeliveryRefused, correlation_id: str = "") -> None:
-        """Tell a proxy of the fleet whose registry is in force. Another fleet's would acknowledge what it
-        never asked for, and the result would be lost to the one that waits for it."""
+    @property
+    def reaches_fleet(self) -> bool:
+        """Linked to a proxy of the fleet whose registry is in force."""
         held = self._mirror.position.fleet_id
-        if self._welcome is not None and held in ("", self._welcome.fleet_id):
+        return self._welcome is not None and held in ("", self._welcome.fleet_id)
+
+    def report(self, message: m.Result | m.DeliveryRefused, correlation_id: str = "") -> None:
+        """Tell how a delivery ended. Results of one turn of the event loop go together."""
+        if not self.reaches_fleet:
+            return
+        if isinstance(message, m.Result):
+            self._results.append(
+                msgspec.structs.replace(message, correlation_id=correlation_id) if correlation_id else message
+            )
+            self._gathered.set()
+        else:
             self.send(message, correlation_id)
 
     def send(self, message: m.Message, correlation_id: str = "") -> None:
@@ -113,6 +143,7 @@ class ProxyLink:
         self.end(Reason.LINK_CLOSED, detail)
 
     def end(self, reason: Reason, detail: str) -> None:
+        self._send_results()
         if self._pump is not None:
             self._pump.end(reason, detail)
 
@@ -146,9 +177,13 @@ class ProxyLink:
         try:
             return await self._serve(stream)
         finally:
+            stood = self.connected
             self._pump, self._welcome, self.connected_since_ms = None, None, None
+            self._results.clear()  # they are in the inbox, and told again
             self._mirror.forget_staging(self)
             stream.close()
+            if stood:
+                self._siblings.left(self)
 
     async def _serve(self, stream: ByteStream) -> Reject:
         settings = self._settings
@@ -169,7 +204,8 @@ class ProxyLink:
         self._pump = pump
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
-            nursery.start_soon(self._store_acks)
+            nursery.start_soon(self._results_loop)
+            nursery.start_soon(self._unacked_loop)
             self._introduce(outcome)
             ended = await pump.run(self._on_event, self._idle_timeout_s)
             nursery.cancel_scope.cancel()
@@ -183,7 +219,7 @@ class ProxyLink:
         )  # fmt: skip
         self._pump.send(
             m.Hello(
-                self._incarnation, SOFTWARE, self._started_at_ms, self._executor.capacity,
+                self._incarnation, SOFTWARE, self._started_at_ms, self._share(),
                 self._mirror.position, self._settings.labels, self._executor.switches.draining,
             )
         )  # fmt: skip
@@ -213,14 +249,18 @@ class ProxyLink:
     async def _on_message(self, message: m.Message, correlation_id: str) -> None:
         match message:
             case m.Deliver():
-                self._executor.offer(message, correlation_id)
+                self._executor.offer(message, correlation_id, self)
+            case m.DeliverMany(items):
+                for item in items:
+                    self._executor.offer(item, item.correlation_id or correlation_id, self)
             case m.ResultAck(runs):
-                self._acks.extend(runs)
-                self._wake_acks.set()
+                self._executor.ack(runs)
+            case m.Cancel():
+                self._executor.cancel(message, correlation_id, self)
             case m.HeartbeatAck(sequence, proxy_now_ms):
                 self._measure(sequence, proxy_now_ms)
             case m.Welcome():
-                await self._on_welcome(message)
+                self._on_welcome(message)
             case m.NodeControl(paused, draining):
                 self._executor.switches.paused = paused
                 self._executor.switches.drained = draining
@@ -246,21 +286,15 @@ class ProxyLink:
             case _:
                 self._observer.refused(Reason.UNSUPPORTED_TYPE, type(message).__name__)
 
-    async def _on_welcome(self, welcome: m.Welcome) -> None:
+    def _on_welcome(self, welcome: m.Welcome) -> None:
         assert self._pump is not None
         self._welcome = welcome
         self.connected_since_ms = self._world.wall_ms()
         self._executor.switches.paused = welcome.paused
         self._executor.switches.drained = welcome.draining
-        self._send_beat()
-        await self._report_unacked()
-
-    async def _report_unacked(self) -> None:
-        for result, refused in await self._inbox.unacked():
-            if refused:
-                self.report(m.DeliveryRefused(result.run_id, result.fence, result.reason, result.detail))
-            else:
-                self.report(result)
+        self._retention.heard(welcome.lease_ms)
+        self._siblings.joined(self)
+        self.tell_unacked()
 
     def _judge(self, message: m.Message) -> list[Effect]:
         match message:
@@ -311,15 +345,25 @@ class ProxyLink:
         executor = self._executor
         self._sequence += 1
         self._beats.append((self._sequence, self._world.wall_ms()))
-        holding = tuple(
-            (run_id, run.fence) for run_id, run in list(executor.active.items())[:HEARTBEAT_RUNS_MAX]
-        )
         self.send(
             m.Heartbeat(
-                self._sequence, executor.running, executor.waiting, executor.capacity, self._mirror.position,
-                self.skew_ms, self.round_trip_ms, executor.switches.draining, holding,
+                self._sequence, executor.running, executor.waiting, self._share(), self._mirror.position,
+                self.skew_ms, self.round_trip_ms, executor.switches.draining, self._holding(),
             )
         )  # fmt: skip
+
+    def _share(self) -> int:
+        return self._siblings.share(self._executor.capacity, self)
+
+    def _holding(self) -> tuple[tuple[str, int], ...]:
+        """The runs whose leases this link's proxy renews: those that it delivered last. Where there are more than
+        a heartbeat names, each beat goes on where the one before ended."""
+        held = [(run_id, run.fence) for run_id, run in self._executor.active.items() if run.origin is self]
+        if len(held) <= HEARTBEAT_RUNS_MAX:
+            return tuple(held)
+        start = self._held_from % len(held)
+        self._held_from = start + HEARTBEAT_RUNS_MAX
+        return tuple((held[start:] + held[:start])[:HEARTBEAT_RUNS_MAX])
 
     def beat_now(self) -> None:
         """Tell the proxy at once that something changed (draining, above all)."""
@@ -334,16 +378,53 @@ class ProxyLink:
                 self.skew_ms = (sent_at_ms + now_ms) // 2 - proxy_now_ms
                 return
 
-    async def _store_acks(self) -> None:
-        """Acks become tombstones in batches: nobody waits for them."""
+    # -- results
+
+    async def _results_loop(self) -> None:
         while True:
-            await self._wake_acks.wait()
-            self._wake_acks = trio.Event()
-            runs, self._acks = self._acks, []
+            await self._gathered.wait()
+            self._gathered = trio.Event()
+            self._send_results()
+
+    def _send_results(self) -> None:
+        results, self._results = self._results, []
+        if self._pump is None or not results:
+            return
+        for number, body, correlation_id in result_batches(results, self._settings.bounds.payload_bytes_max):
+            refused = self._pump.send_encoded(number, body, correlation_id)
+            if refused is not None:
+                self._observer.refused(refused.reason, refused.detail, correlation_id=correlation_id)
+
+    def tell_unacked(self) -> None:
+        """Tell again, over this link, whatever no proxy has acknowledged."""
+        self._unacked_wanted.set()
+
+    async def _unacked_loop(self) -> None:
+        while True:
+            await self._unacked_wanted.wait()
+            self._unacked_wanted = trio.Event()
             try:
-                await self._inbox.acked(runs, self._world.wall_ms())
-            except Exception as error:  # harmless: the result is sent again on the next link
+                await self._report_unacked()
+            except Exception as error:  # they stay unacknowledged, and are told on the next link
                 self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
+
+    async def _report_unacked(self) -> None:
+        """In pages, each when the one before is on its way: more than a link may queue would end the link, and the
+        next one in the same way."""
+        after = UNACKED_START
+        while True:
+            page = await self._inbox.unacked(UNACKED_PAGE, after)
+            for result, refused in page:
+                if refused:
+                    self.report(m.DeliveryRefused(result.run_id, result.fence, result.reason, result.detail))
+                else:
+                    self.report(result)
+            if len(page) < UNACKED_PAGE:
+                return
+            after = page[-1][0].finished_at_ms, page[-1][0].run_id
+            self._send_results()
+            while (pump := self._pump) and pump.channel.output_bytes > UNACKED_OUTPUT_BYTES_MAX:  # noqa: ASYNC110
+                await trio.sleep(UNACKED_PAUSE_S)  # the pump has no event for "mostly written"
 
     def status(self) -> dict[str, Any]:
         return {
@@ -356,17 +437,3 @@ class ProxyLink:
             "last_end": None if self.last_end is None else
             {"reason": self.last_end.reason, "detail": self.last_end.detail},
         }  # fmt: skip
-
-
-def announcements(descriptors: Sequence[bytes]) -> list[m.Announce]:
-    """What a node offers, in messages that fit a payload. The last one is final, even if it is empty."""
-    chunks: list[list[bytes]] = [[]]
-    size = 0
-    for raw in descriptors:
-        if size + len(raw) > CHUNK_BYTES_MAX and chunks[-1]:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(raw)
-        size += len(raw)
-    last = len(chunks) - 1
-    return [m.Announce(tuple(chunk), index == last) for index, chunk in enumerate(chunks)]

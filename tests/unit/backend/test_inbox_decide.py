@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.backend.inbox import Answer, Execute, Refuse, decide, starts_durably
+from fairlead.backend.decisions import Answer, Execute, Refuse, decide, decide_cancel, starts_durably
 from fairlead.protocol.messages import Result
 from fairlead.protocol.reasons import Reason
 
@@ -79,3 +79,47 @@ def test_no_other_end_is_executed_again(reason: str) -> None:
 
 def test_a_completed_run_is_never_executed_again() -> None:
     assert isinstance(decide(row("finished"), 6, NOW_MS, retry=True), Answer)
+
+
+# -- cancellation of a run that is not executing
+
+
+@pytest.mark.parametrize("state", ["started", "finished", "refused"])
+def test_a_cancellation_under_a_lower_fence_means_an_older_attempt(state: str) -> None:
+    assert decide_cancel(row(state, reason="BRIDGE_PAUSED"), "run", 4, NOW_MS) is None
+
+
+@pytest.mark.parametrize("held", [None, row("refused", reason="BRIDGE_PAUSED")])
+@pytest.mark.parametrize("fence", [5, 6])
+def test_what_never_began_ends_as_cancelled(held: tuple[Any, ...] | None, fence: int) -> None:
+    found = decide_cancel(held, "run", fence, NOW_MS)
+    assert found is not None
+    assert (found.run_id, found.fence, found.completed, found.reason) == (
+        "run",
+        fence,
+        False,
+        "RUN_CANCELLED",
+    )
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_what_ended_before_it_was_cancelled_keeps_its_end(completed: bool) -> None:
+    reason = "" if completed else "HANDLER_FAILED"
+    found = decide_cancel(row("finished", completed=completed, reason=reason), "run", 6, NOW_MS)
+    assert found == Result("run", 6, completed, b'"v"', reason, "", 1_000, 2_000)
+
+
+def test_a_cancelled_once_run_that_a_death_interrupted_has_an_unknown_outcome() -> None:
+    found = decide_cancel(row("started"), "run", 5, NOW_MS)
+    assert found is not None
+    assert found.reason == Reason.OUTCOME_UNKNOWN.value
+
+
+def test_a_run_that_was_cancelled_is_not_started_under_that_fence() -> None:
+    cancelled = row("refused", reason="RUN_CANCELLED", detail="d")
+    assert decide(cancelled, 5, NOW_MS) == Refuse(Reason.RUN_CANCELLED, "d")
+
+
+def test_a_cancelled_run_is_no_failure_that_a_retry_may_follow() -> None:
+    cancelled = row("finished", completed=False, reason="RUN_CANCELLED")
+    assert isinstance(decide(cancelled, 6, NOW_MS, retry=True), Answer)
