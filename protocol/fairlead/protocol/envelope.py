@@ -31,7 +31,7 @@ from fairlead.protocol.messages import (
 from fairlead.protocol.reasons import Reason, Reject
 
 _FIELDS: Final = 9
-_SCALARS: Final = (str, bytes, int, bool, type(None), float)
+_SCALARS: Final = frozenset({str, bytes, int, bool, type(None), float})
 
 # The order of the checks, as the design fixes it. In-flight slots come second and belong to the channel,
 # which stops taking envelopes out of its buffer; the rest is `Guard.check`.
@@ -116,11 +116,18 @@ def peek_version(raw: bytes) -> int | None:
 def _plain(value: Any, depth: int) -> bool:
     """Whether a decoded body holds only what this protocol speaks, no deeper than it may."""
     kind = type(value)
-    if kind is list:
-        return depth > 0 and all(_plain(each, depth - 1) for each in value)
     if kind is dict:
-        return depth > 0 and all(type(key) is str and _plain(each, depth - 1) for key, each in value.items())
-    return kind in _SCALARS
+        if not all(type(key) is str for key in value):
+            return False
+        value = value.values()
+    elif kind is not list:
+        return kind in _SCALARS
+    if depth <= 0:
+        return False
+    for each in value:  # noqa: SIM110 - a loop, scalars without a call: every field of every message passes here
+        if type(each) not in _SCALARS and not _plain(each, depth - 1):
+            return False
+    return True
 
 
 def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:

@@ -42,6 +42,18 @@ class MessageType(enum.IntEnum):
     RESULT = 31
     RESULT_ACK = 32
     DELIVERY_REFUSED = 33
+    DELIVER_MANY = 34
+    RESULT_MANY = 35
+    CANCEL = 36
+    CLIENT_HELLO = 40
+    CLIENT_WELCOME = 41
+    CLIENT_BEAT = 42
+    CLIENT_BEAT_ACK = 43
+    SUBMIT = 44
+    SUBMITTED = 45
+    RUNS_ENDED = 46
+    WATCH = 47
+    CANCEL_RUNS = 48
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -210,6 +222,7 @@ class Deliver(Message, frozen=True, array_like=True):
     timeout_ms: Count
     accepted_at_ms: Count
     retry: bool = False  # the last attempt failed and that failure is settled: execute again
+    correlation_id: Name = ""  # where several share an envelope; else the envelope's own
 
 
 class Result(Message, frozen=True, array_like=True):
@@ -223,6 +236,7 @@ class Result(Message, frozen=True, array_like=True):
     detail: str
     started_at_ms: Count
     finished_at_ms: Count
+    correlation_id: Name = ""  # where several share an envelope; else the envelope's own
 
 
 class ResultAck(Message, frozen=True, array_like=True):
@@ -238,6 +252,123 @@ class DeliveryRefused(Message, frozen=True, array_like=True):
     fence: Count
     reason: str
     detail: str = ""
+
+
+class DeliverMany(Message, frozen=True, array_like=True):
+    """Several attempts in one envelope: what gathered since the last write."""
+
+    items: tuple[Deliver, ...]
+
+
+class ResultMany(Message, frozen=True, array_like=True):
+    """Several results in one envelope."""
+
+    items: tuple[Result, ...]
+
+
+class Cancel(Message, frozen=True, array_like=True):
+    """Somebody cancelled the run: do not start it, or stop it where it can be stopped, and report."""
+
+    run_id: Name
+    fence: Count
+
+
+class ClientHello(Message, frozen=True, array_like=True):
+    """First message of an application's link."""
+
+    software: Name
+
+
+class ClientWelcome(Message, frozen=True, array_like=True):
+    """The proxy's answer: on whose behalf the link speaks, the rhythm, and how much it may have under way."""
+
+    proxy_id: Name
+    fleet_id: Name
+    software: Name
+    tenant: Name
+    heartbeat_interval_ms: Count
+    idle_timeout_ms: Count
+    runs_open_max: Count  # submitted over this link, their ends not yet pushed
+    args_bytes_max: Count
+
+
+class ClientBeat(Message, frozen=True, array_like=True):
+    """The application is alive."""
+
+    sequence: Count
+
+
+class ClientBeatAck(Message, frozen=True, array_like=True):
+    """Echo with the proxy's clock."""
+
+    sequence: Count
+    proxy_now_ms: Count
+
+
+class Submission(msgspec.Struct, frozen=True, array_like=True):
+    """One run as an application asks for it. The application chooses the run's id (a UUID, version 7), so that
+    saying it again after a broken link cannot make a second run."""
+
+    run_id: Name
+    command: Name
+    args_json: bytes
+    target: str = "any"
+    deadline_ms: Count = 0  # 0: as configured
+    ordering_key: Name = ""
+    priority: Count = 5
+    delay_ms: Count = 0
+    callback_url: str = ""
+
+
+class Submit(Message, frozen=True, array_like=True):
+    """Several submissions: what gathered since the last write."""
+
+    items: tuple[Submission, ...]
+
+
+class SubmitOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """Accepted durably (`reason` is empty), or refused."""
+
+    run_id: Name
+    status: str
+    reason: str = ""
+    detail: str = ""
+    retry_after_ms: Count = 0
+
+
+class Submitted(Message, frozen=True, array_like=True):
+    """What became of submissions; one outcome for each, in no particular order."""
+
+    items: tuple[SubmitOutcome, ...]
+
+
+class RunEnd(msgspec.Struct, frozen=True, array_like=True):
+    """How a run ended. `value_json` is empty where it did not complete (a parent's holds its counts)."""
+
+    run_id: Name
+    status: str
+    value_json: bytes
+    reason: str = ""
+    detail: str = ""
+    node_id: Name = ""
+
+
+class RunsEnded(Message, frozen=True, array_like=True):
+    """Runs of this link that ended, durably."""
+
+    items: tuple[RunEnd, ...]
+
+
+class Watch(Message, frozen=True, array_like=True):
+    """After a broken link: tell the ends of these runs too. What is unknown is answered by `Submitted`."""
+
+    run_ids: tuple[Name, ...]
+
+
+class CancelRuns(Message, frozen=True, array_like=True):
+    """Cancel runs that this application submitted."""
+
+    run_ids: tuple[Name, ...]
 
 
 # Type -> (class, roles that may send it). What is missing here does not exist.
@@ -262,6 +393,18 @@ CATALOGUE: Final[dict[MessageType, tuple[type[Message], frozenset[Role]]]] = {
     MessageType.RESULT: (Result, frozenset({Role.NODE})),
     MessageType.RESULT_ACK: (ResultAck, frozenset({Role.PROXY})),
     MessageType.DELIVERY_REFUSED: (DeliveryRefused, frozenset({Role.NODE})),
+    MessageType.DELIVER_MANY: (DeliverMany, frozenset({Role.PROXY})),
+    MessageType.RESULT_MANY: (ResultMany, frozenset({Role.NODE})),
+    MessageType.CANCEL: (Cancel, frozenset({Role.PROXY})),
+    MessageType.CLIENT_HELLO: (ClientHello, frozenset({Role.CLIENT})),
+    MessageType.CLIENT_WELCOME: (ClientWelcome, frozenset({Role.PROXY})),
+    MessageType.CLIENT_BEAT: (ClientBeat, frozenset({Role.CLIENT})),
+    MessageType.CLIENT_BEAT_ACK: (ClientBeatAck, frozenset({Role.PROXY})),
+    MessageType.SUBMIT: (Submit, frozenset({Role.CLIENT})),
+    MessageType.SUBMITTED: (Submitted, frozenset({Role.PROXY})),
+    MessageType.RUNS_ENDED: (RunsEnded, frozenset({Role.PROXY})),
+    MessageType.WATCH: (Watch, frozenset({Role.CLIENT})),
+    MessageType.CANCEL_RUNS: (CancelRuns, frozenset({Role.CLIENT})),
 }
 TYPE_OF: Final[dict[type[Message], MessageType]] = {row[0]: number for number, row in CATALOGUE.items()}
 

@@ -15,6 +15,7 @@ from fairlead.proxy.control.admission import (
     KeyRing,
     granted_namespaces,
     matches,
+    most_specific,
 )
 
 NOW_MS = 1_000_000
@@ -156,9 +157,27 @@ def test_only_listed_identities_are_served_whatever_they_hold() -> None:
     assert reason(keys.lookup(claim(SECRET, "n2"), NOW_MS)) is Reason.IDENTITY_NOT_LISTED
 
 
-@pytest.mark.parametrize("role", [Role.CLIENT, Role.EDGE])
-def test_other_roles_are_not_served_here_yet(role: Role) -> None:
-    assert reason(ring().lookup(claim(SECRET, role=role), NOW_MS)) is Reason.ROLE_NOT_SERVED
+def test_edge_processes_are_not_served_here_yet() -> None:
+    assert reason(ring().lookup(claim(SECRET, role=Role.EDGE), NOW_MS)) is Reason.ROLE_NOT_SERVED
+
+
+def test_a_client_and_a_node_of_one_name_are_two_identities() -> None:
+    keys = ring(listed=lambda role, identity: role is Role.CLIENT, epochs={(int(Role.CLIENT), "n1"): 1})
+    assert reason(keys.lookup(claim(SECRET), NOW_MS)) is Reason.IDENTITY_NOT_LISTED
+    assert reason(keys.lookup(claim(SECRET, role=Role.CLIENT), NOW_MS)) is Reason.IDENTITY_REVOKED
+    held = claim(SECRET, role=Role.CLIENT, epoch=1)
+    assert keys.lookup(held, NOW_MS) == derive(SECRET, Role.CLIENT, "n1", 1)
+    assert keys.name_of(held.key_id, "n1", Role.CLIENT) == "current"
+
+
+@pytest.mark.parametrize(
+    ("identity", "expected"),
+    [("shop", "own"), ("shop-1", "longer"), ("shopping", "prefix"), ("other", "all"), ("sho", "all")],
+)
+def test_the_grant_that_names_most_of_an_identity_counts(identity: str, expected: str) -> None:
+    grants = {"*": "all", "shop*": "prefix", "shop-*": "longer", "shop": "own"}
+    assert most_specific(grants, identity) == expected
+    assert most_specific({"shop": "own"}, "shop-1") is None
 
 
 def test_status_says_which_secret_a_link_uses() -> None:

@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from fairlead.protocol.keys import IdentityKey, Role, derive
 from fairlead.protocol.preamble import Preamble
 from fairlead.protocol.reasons import Reason, Reject
+
+T = TypeVar("T")
+SERVED_ROLES: Final = (Role.NODE, Role.CLIENT)
 
 
 class HandshakeSlots:
@@ -78,7 +82,7 @@ class KeyRing:
 
     def lookup(self, claim: Preamble, now_ms: int) -> IdentityKey | Reject:
         """The key that must prove the claim, chosen by its public id; or why there is none."""
-        if claim.role is not Role.NODE:
+        if claim.role not in SERVED_ROLES:
             return Reject(Reason.ROLE_NOT_SERVED, f"role {claim.role.name.lower()}")
         if not self.listed(claim.role, claim.identity):
             return Reject(Reason.IDENTITY_NOT_LISTED, claim.identity)
@@ -99,10 +103,10 @@ class KeyRing:
         detail = f"{claim.identity} holds {claim.key_id.hex()}, expected {current.key_id.hex()}"
         return Reject(Reason.HANDSHAKE_KEY_UNKNOWN, detail)
 
-    def name_of(self, key_id: bytes, identity: str) -> str:
+    def name_of(self, key_id: bytes, identity: str, role: Role = Role.NODE) -> str:
         """ "current" or "previous", for status and metrics."""
-        epoch = self.epochs.get((int(Role.NODE), identity), 0)
-        same = key_id == derive(self.secret, Role.NODE, identity, epoch).key_id
+        epoch = self.epochs.get((int(role), identity), 0)
+        same = key_id == derive(self.secret, role, identity, epoch).key_id
         return "current" if same else "previous"
 
 
@@ -115,7 +119,15 @@ def granted_namespaces(grants: Mapping[str, tuple[str, ...]], node_id: str) -> f
     return frozenset(found)
 
 
-def matches(pattern: str, node_id: str) -> bool:
+def matches(pattern: str, identity: str) -> bool:
     if pattern.endswith("*"):
-        return node_id.startswith(pattern[:-1])
-    return pattern == node_id
+        return identity.startswith(pattern[:-1])
+    return pattern == identity
+
+
+def most_specific(grants: Mapping[str, T], identity: str) -> T | None:
+    """What an identity was granted: under its own id, or else under the longest prefix that fits it."""
+    found = [pattern for pattern in grants if matches(pattern, identity)]
+    if not found:
+        return None
+    return grants[identity] if identity in grants else grants[max(found, key=len)]

@@ -18,11 +18,13 @@ from fairlead.protocol.keys import Role
 from fairlead.protocol.limits import DETAIL_CHARS_MAX
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing, granted_namespaces
+from fairlead.proxy.control.client_link import ClientLinks
 from fairlead.proxy.control.link import NodeLink, serve
 from fairlead.proxy.control.nodes import NodeRecord, NodeState, NodeTable
-from fairlead.proxy.control.registry import Change, RegistryOwner
+from fairlead.proxy.control.registry import Change, RegistryOwner, restore
 from fairlead.proxy.control.settings import ControlSettings
-from fairlead.proxy.store.interface import NodeOverride, Report, Store
+from fairlead.proxy.store.interface import Store
+from fairlead.proxy.store.records import NodeOverride, Report
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.version import SOFTWARE
 from fairlead.runtime.world import World
@@ -37,7 +39,7 @@ class Dispatch(Protocol):
     async def node_linked(self, link: NodeLink, record: NodeRecord) -> None: ...
     def node_changed(self, record: NodeRecord) -> None: ...
     def node_lost(self, link: NodeLink) -> None: ...
-    async def reported(self, link: NodeLink, report: Report, correlation_id: str) -> None: ...
+    async def reported(self, link: NodeLink, reports: Sequence[tuple[Report, str]]) -> None: ...
     def beat(self, link: NodeLink, holding: Sequence[tuple[str, int]]) -> None: ...
 
 
@@ -57,11 +59,12 @@ class Control:
         nodes: NodeTable,
         overrides: Mapping[str, NodeOverride],
         dispatch: Dispatch,
+        clients: ClientLinks,
     ) -> None:
         self.world, self.observer, self.settings = world, observer, settings
         self.keys, self.slots, self.first_messages = keys, slots, first_messages
         self.registry, self.nodes = registry, nodes
-        self._store, self._dispatch = store, dispatch
+        self._store, self._dispatch, self.clients = store, dispatch, clients
         self.links: dict[str, NodeLink] = {}
         self.rejects: dict[str, Counter[str]] = {}
         self._publishing = trio.Lock()
@@ -93,11 +96,18 @@ class Control:
         """One message of a link that exists. Runs in the link's own task, in order."""
         record = self.nodes.record(link.node_id)
         record.heard_at_s = trio.current_time()
+        if self._store.shared and isinstance(message, m.Heartbeat | m.RegistryRequest):
+            held = message.registry if isinstance(message, m.Heartbeat) else message.held
+            if self.registry.is_behind(held):
+                await self._try_catch_up()  # another proxy published, and the node heard of it before us
         match message:
+            case m.ResultMany(items):
+                reports = [(_report(link, each), each.correlation_id) for each in items]
+                await self._dispatch.reported(link, reports)
             case m.Result():
-                await self._dispatch.reported(link, _report(link, message), correlation_id)
+                await self._dispatch.reported(link, [(_report(link, message), correlation_id)])
             case m.DeliveryRefused():
-                await self._dispatch.reported(link, _refusal(link, message), correlation_id)
+                await self._dispatch.reported(link, [(_refusal(link, message), correlation_id)])
             case m.Heartbeat():
                 self._on_beat(link, record, message)
             case m.Hello():
@@ -184,15 +194,17 @@ class Control:
         self, link: NodeLink, record: NodeRecord, descriptors: Sequence[bytes], final: bool
     ) -> None:
         granted = granted_namespaces(self.settings.grants, link.node_id)
-        async with self._publishing:
-            announced = self.registry.announce(link.node_id, granted, descriptors)
-            if announced.change is not None:
-                try:
-                    await self._publish(announced.change, link.node_id)
-                except Exception as error:  # not durable, so not in force; the node announces again
-                    self.observer.refused(Reason.STORE_UNAVAILABLE, f"registry: {error}", node=link.node_id)
-                    link.end(Reason.STORE_UNAVAILABLE, "the announcement could not be stored")
-                    return
+        try:
+            async with self._publishing:
+                announced = self.registry.announce(link.node_id, granted, descriptors)
+                while announced.change is not None and not await self._publish(
+                    announced.change, link.node_id
+                ):
+                    announced = self.registry.announce(link.node_id, granted, descriptors)
+        except Exception as error:  # not durable, so not in force; the node announces again
+            self.observer.refused(Reason.STORE_UNAVAILABLE, f"registry: {error}", node=link.node_id)
+            link.end(Reason.STORE_UNAVAILABLE, "the announcement could not be stored")
+            return
         record.offers.update({item.descriptor.name: item.digest for item in announced.accepted})
         told = announced.refused[:REFUSALS_TOLD_MAX]
         refused = tuple((name, reason.value, detail[:200]) for name, reason, detail in told)
@@ -209,24 +221,76 @@ class Control:
         async with self._publishing:
             if self.registry.registry.get(name) is None:
                 raise Refused(Reason.COMMAND_UNKNOWN, name)
-            change = self.registry.plan((), (name,))
-            assert isinstance(change, Change), "a registry does not grow by a removal"
-            await self._publish(change, "")
+            while True:
+                change = self.registry.plan((), (name,))
+                assert isinstance(change, Change), "a registry does not grow by a removal"
+                if await self._publish(change, "") or self.registry.registry.get(name) is None:
+                    break
         for record in self.nodes.nodes.values():
             record.offers.pop(name, None)
         return self.registry.position.generation
 
-    async def _publish(self, change: Change, source: str) -> None:
-        """Durable first, then in force, then to every node. Caller holds the lock."""
+    async def _publish(self, change: Change, source: str) -> bool:
+        """Durable first, then in force, then to every node. Caller holds the lock. False: another proxy published
+        before us; its registry is in force now, and the change has to be planned anew."""
         upserts = {item.descriptor.name: (item.canonical, source) for item in change.upserts}
         generation = change.registry.position.generation
-        await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms())
+        if not await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms()):
+            if not await self._adopt_stored():  # neither may ours follow it, nor can it be followed
+                raise Refused(
+                    Reason.STORE_UNAVAILABLE, "the stored registry is another and cannot be adopted"
+                )
+            return False
         self.registry.adopt(change, source)
         self.observer.log.info(
             "registry_changed", generation=generation, upserts=len(change.upserts),
             removals=len(change.removals), source=source, commands=len(change.registry.items),
         )  # fmt: skip
         await self._fan_out()
+        return True
+
+    async def catch_up(self) -> None:
+        """Adopt what another proxy of the fleet published or decided, if anything."""
+        async with self._publishing:
+            await self._adopt_stored()
+        for override in (await self._store.node_overrides()).values():
+            record = self.nodes.record(override.node_id)
+            if (record.paused, record.drained_by_operator) != (override.paused, override.draining):
+                self._apply(override)
+                link = self.links.get(override.node_id)
+                if link is not None:
+                    link.send(m.NodeControl(override.paused, override.draining))
+                self._dispatch.node_changed(record)
+        for (role, identity), epoch in (await self._store.key_epochs()).items():
+            if self.keys.epochs.get((role, identity), 0) < epoch:
+                self.keys.epochs[role, identity] = epoch
+                link = self.links.get(identity) if role == Role.NODE else None
+                if link is not None:
+                    link.end(Reason.IDENTITY_REVOKED, "through another proxy")
+                if role == Role.CLIENT:
+                    self.clients.end(identity, Reason.IDENTITY_REVOKED, "through another proxy")
+
+    async def _try_catch_up(self) -> None:
+        try:
+            await self.catch_up()
+        except Exception as error:  # the next heartbeat, and the siblings' loop, try again
+            self.observer.refused(Reason.STORE_UNAVAILABLE, f"registry: {error}")
+
+    async def _adopt_stored(self) -> bool:
+        """The registry as the store has it, where that is newer and can be read. Caller holds the lock."""
+        stored = await self._store.load_registry("")
+        if stored.generation <= self.registry.position.generation:
+            return False
+        newer = restore(stored.fleet_id, stored.epoch, stored.generation, stored.descriptors)
+        if isinstance(newer, Reject):
+            self.observer.refused(newer.reason, f"the stored registry: {newer.detail}", level="error")
+            return False
+        self.registry.replace(newer)
+        self.observer.log.info("registry_caught_up", generation=stored.generation)
+        await self._fan_out()
+        for node_id in list(self.links):
+            self._dispatch.node_changed(self.nodes.record(node_id))
+        return True
 
     async def _fan_out(self) -> None:
         """Tell every link, encoding each distinct message once. Yields now and then: a fleet is large."""
@@ -309,9 +373,18 @@ class Control:
             link.end(Reason.IDENTITY_REVOKED, f"by {by}")
         return epoch
 
+    async def revoke_client(self, client_id: str, by: str) -> int:
+        """Make every key the application holds worthless and end its links. Returns the new epoch."""
+        epoch = await self._store.raise_key_epoch(int(Role.CLIENT), client_id, self.world.wall_ms(), by)
+        self.keys.epochs[int(Role.CLIENT), client_id] = epoch
+        self.observer.log.warning("identity_revoked", client=client_id, epoch=epoch, by=by)
+        self.clients.end(client_id, Reason.IDENTITY_REVOKED, f"by {by}")
+        return epoch
+
     def close_all(self, reason: Reason, detail: str) -> None:
         for link in list(self.links.values()):
             link.end(reason, detail)
+        self.clients.close_all(reason, detail)
 
     def _apply(self, override: NodeOverride) -> None:
         record = self.nodes.record(override.node_id)

@@ -1,8 +1,8 @@
-"""One node's link, on the proxy's side: from an accepted stream to its end.
+"""One link on the control port, on the proxy's side: from an accepted stream to its end.
 
 Handshake under a deadline and within the slots; the link exists (may displace an older one, counts its key)
 only after the node's first transport message decrypted. From then on every message goes to `Control`, which
-decides; this file only moves it.
+decides; this file only moves it. An application's link parts after the handshake, to `client_link`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from fairlead.protocol.channel import (
     Rejected,
     ResponderChannel,
 )
+from fairlead.protocol.keys import Role
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing
+from fairlead.proxy.control.client_link import ClientLinks
 from fairlead.proxy.control.nodes import NodeTable
 from fairlead.proxy.control.settings import ControlSettings
 from fairlead.runtime.link import LinkPump
@@ -43,6 +45,7 @@ class LinkOwner(Protocol):
     slots: HandshakeSlots
     first_messages: FirstMessages
     nodes: NodeTable
+    clients: ClientLinks
 
     async def on_message(self, link: NodeLink, message: m.Message, correlation_id: str) -> None: ...
     def on_lost(self, link: NodeLink, ended: Reject) -> None: ...
@@ -129,12 +132,20 @@ async def serve(control: LinkOwner, stream: ByteStream) -> None:
     if isinstance(outcome, Rejected):
         opening = pump.channel.opening if isinstance(pump.channel, ResponderChannel) else None
         claimed = opening.identity if opening else ""
-        control.observer.refused(outcome.reason, outcome.detail, peer=address, claimed=claimed)
-        if claimed in control.nodes.nodes:
+        role = opening.role.name.lower() if opening and opening.role is not Role.NODE else None
+        control.observer.refused(outcome.reason, outcome.detail, peer=address, claimed=claimed, role=role)
+        if role is None and claimed in control.nodes.nodes:
             control.count_reject(claimed, outcome.reason)
         stream.close()
         return
-    link = NodeLink(control, pump, outcome, f"{stream.peer_host}:{stream.peer_port}")
+    where = f"{stream.peer_host}:{stream.peer_port}"
+    if outcome.role is Role.CLIENT:
+        try:
+            await control.clients.serve(pump, outcome, where)
+        finally:
+            stream.close()
+        return
+    link = NodeLink(control, pump, outcome, where)
     try:
         ended = await link.run()
     except BaseException:

@@ -106,6 +106,16 @@ class RegistryOwner:
         while len(self._steps) > CHANGES_KEPT_MAX:
             self._steps.popitem(last=False)
 
+    def replace(self, newer: RegistryOwner) -> None:
+        """Another proxy of the fleet published: what it made durable is in force here too. Our steps end before it."""
+        self.registry, self.sources = newer.registry, newer.sources
+        self._steps.clear()
+
+    def is_behind(self, held: Position) -> bool:
+        """Whether somebody holds a later registry of the same fleet and epoch than ours."""
+        now = self.position
+        return (held.fleet_id, held.epoch) == (now.fleet_id, now.epoch) and held.generation > now.generation
+
     def since(self, held: Position) -> Change | None:
         """All steps from `held` to now as one, or None where only a snapshot will do."""
         now = self.position

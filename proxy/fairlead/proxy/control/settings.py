@@ -9,6 +9,16 @@ from fairlead.protocol.envelope import ChannelLimits
 
 
 @dataclass(frozen=True, slots=True)
+class ClientGrant:
+    """What an application that links may do."""
+
+    tenant: str
+    scopes: tuple[str, ...]
+    runs_open_max: int
+    links_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class ControlSettings:
     """What control needs of the configuration."""
 
