@@ -37,6 +37,7 @@ from fairlead.runtime.config_problems import (
 __all__ = [
     "FAIRLEAD_NAMES",
     "NOT_KEYS",
+    "WORKER_NAMES",
     "ConfigError",
     "Problem",
     "environment_names",
@@ -87,6 +88,26 @@ FAIRLEAD_NAMES: Final = (
     "FAIRLEAD_RECONNECT_MAX_MILLIS",
     "FAIRLEAD_ENFORCE_PROXY",
     "FAIRLEAD_REQUIRE_AUTHENTICATED_MODE",
+)
+# The same for WORKER_: both processes have a [worker] table. The last is for `fairlead verify-deployment`.
+WORKER_NAMES: Final = (
+    "WORKER_MAX_CONCURRENT_TASKS",
+    "WORKER_MAX_QUEUE_SIZE",
+    "WORKER_TASK_TIMEOUT_MS",
+    "WORKER_CALLBACK_URL",
+    "WORKER_CALLBACK_SIGNING_SECRET",
+    "WORKER_CALLBACK_SIGNING_SECRET_FILE",
+    "WORKER_CALLBACK_SIGNING_SECRET_PREVIOUS",
+    "WORKER_CALLBACK_SIGNING_SECRET_PREVIOUS_FILE",
+    "WORKER_CALLBACK_SIGNATURE_TOLERANCE_SEC",
+    "WORKER_CALLBACK_AFTER_MS",
+    "WORKER_CALLBACK_ALLOWED_HOSTS",
+    "WORKER_CALLBACK_TIMEOUT_MS",
+    "WORKER_CALLBACK_CONCURRENT_MAX",
+    "WORKER_PUBLIC_CALLBACKS",
+    "WORKER_TASKS_AUTH_TOKEN",
+    "WORKER_TASKS_AUTH_TOKEN_FILE",
+    "WORKER_BASE_URL",
 )
 
 
@@ -173,7 +194,7 @@ def _apply_environment(
     for name in sorted(environ):
         path = names.get(name)
         if path is None:
-            if name.startswith(prefixes) and name not in FAIRLEAD_NAMES:
+            if name.startswith(prefixes) and name not in (*FAIRLEAD_NAMES, *WORKER_NAMES):
                 action = did_you_mean(name, [*names, *NOT_KEYS]) or "unset it"
                 reading.refuse(name, size(environ[name]), "unknown environment variable", action)
             continue

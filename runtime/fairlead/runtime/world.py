@@ -24,6 +24,8 @@ from fairlead.runtime.streams import ByteStream, SocketStream
 
 T = TypeVar("T")
 THREADS_MAX = 1_000
+# Threads of their own: names that others choose may resolve slowly, and a thread that was given up stays busy.
+RESOLVERS_MAX = 256
 
 
 class Listener(Protocol):
@@ -51,8 +53,11 @@ class World(Protocol):
     def new_id(self) -> str:
         """A new time-ordered identifier (UUID version 7, RFC 9562), 36 characters."""
 
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """The numeric addresses of a host, at least one, or raise OSError. The caller sets the deadline."""
+
     async def connect_tcp(self, host: str, port: int) -> ByteStream:
-        """Connect or raise OSError. The caller sets the deadline."""
+        """Connect or raise OSError; a numeric host is dialled as it stands. The caller sets the deadline."""
 
     async def listen_tcp(self, host: str, port: int, backlog: int = 4096) -> Listener:
         """Bind or raise OSError. Port 0 chooses a free one."""
@@ -100,6 +105,7 @@ class RealWorld:
 
     def __init__(self) -> None:
         self._threads: trio.CapacityLimiter | None = None
+        self._resolvers: trio.CapacityLimiter | None = None
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -117,6 +123,15 @@ class RealWorld:
         noise[2] = 0x80 | (noise[2] & 0x3F)
         text = (stamp + bytes(noise)).hex()
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        if self._resolvers is None:
+            self._resolvers = trio.CapacityLimiter(RESOLVERS_MAX)
+        try:
+            found = await _resolve(host, port, limiter=self._resolvers)
+        except UnicodeError as error:
+            raise OSError(errno.EINVAL, f"{host} is no name") from error
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
     async def connect_tcp(self, host: str, port: int) -> ByteStream:
         failure: OSError | None = None
@@ -179,7 +194,9 @@ class RealWorld:
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]
 
 
-async def _resolve(host: str, port: int, passive: bool = False) -> list[_Address]:
+async def _resolve(
+    host: str, port: int, passive: bool = False, limiter: trio.CapacityLimiter | None = None
+) -> list[_Address]:
     """Numeric addresses are resolved at once; names in a thread, as the resolver blocks."""
     flags = socket.AI_PASSIVE if passive else 0
     try:
@@ -188,6 +205,7 @@ async def _resolve(host: str, port: int, passive: bool = False) -> list[_Address
         found = await trio.to_thread.run_sync(
             lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags),
             abandon_on_cancel=True,
+            limiter=limiter,
         )
     return found  # type: ignore[return-value]  # typeshed widens the address to a union
 
