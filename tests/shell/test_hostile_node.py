@@ -27,15 +27,18 @@ from fairlead.protocol.preamble import Preamble
 from fairlead.protocol.reasons import Reason
 from fairlead.protocol.registry import Descriptor, Position, canonical_item
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing
+from fairlead.proxy.control.client_link import ClientLinks, DeskSession, LinkedClient
 from fairlead.proxy.control.control import Control, ControlSettings
 from fairlead.proxy.control.nodes import NodeTable
 from fairlead.proxy.control.registry import RegistryOwner, restore
 from fairlead.proxy.dispatch.dispatcher import Dispatcher, DispatchSettings
 from fairlead.proxy.dispatch.retry import RetryPolicy
 from fairlead.proxy.dispatch.submit import Planned
-from fairlead.proxy.store.interface import NO_RETRIES, NewRun
+from fairlead.proxy.dispatch.upkeep import Retention
+from fairlead.proxy.store.records import NO_RETRIES, NewRun
+from fairlead.proxy.store.sql import SqlStore
+from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
-from fairlead.proxy.store.sqlite.store import SqliteStore
 from fairlead.runtime.log import ListSink, Log
 from fairlead.runtime.metrics import Metrics
 from fairlead.runtime.observer import Observer
@@ -56,7 +59,7 @@ class Proxy:
     world: TrioWorld
     observer: Observer
     sink: ListSink
-    store: SqliteStore
+    store: SqlStore
     control: Control
     dispatcher: Dispatcher
     nursery: trio.Nursery
@@ -206,25 +209,42 @@ class HostileNode:
             )
 
 
+class NoDesk:
+    """No application links here."""
+
+    def open(self, client: LinkedClient) -> DeskSession:
+        raise AssertionError("no application is listed")
+
+
 @asynccontextmanager
 async def running_proxy(path: Path, **more: Any) -> AsyncIterator[Proxy]:
     world, sink = TrioWorld(), ListSink()
     observer = Observer(Log(sink, world.wall_ms, "proxy", "debug"), Metrics(), world.wall_ms)
-    store = SqliteStore(InlineWriter(path / "store.db", "store", migrate))
+    store = SqlStore(SqliteEngine(InlineWriter(path / "store.db", "store", migrate)), "proxy-process")
+    await store.load_registry("fleet")
     owner = restore("fleet", 1, 0, {})
     assert isinstance(owner, RegistryOwner)
     dispatcher = Dispatcher(
         world,
         observer,
-        DispatchSettings(1_000, 5_000, 3_600_000, False, RetryPolicy(True, 3, 100, 400), 1.0),
+        DispatchSettings(
+            1_000,
+            5_000,
+            65_536,
+            False,
+            RetryPolicy(True, 3, 100, 400),
+            1.0,
+            Retention(3_600_000, 3_600_000, 3_600_000),
+        ),
         store,
         lambda: owner.registry,
     )
+    settings = ControlSettings(PROXY, BOUNDS, 2.0, 1_000, 10.0, 5_000, {"n*": ("t",)})
+    keys = KeyRing(SECRET)
     control = Control(
-        world, observer, ControlSettings(PROXY, BOUNDS, 2.0, 1_000, 10.0, 5_000, {"n*": ("t",)}), store,
-        KeyRing(SECRET), more.get("slots") or HandshakeSlots(16, 8),
+        world, observer, settings, store, keys, more.get("slots") or HandshakeSlots(16, 8),
         more.get("first_messages") or FirstMessages(60_000, 1_000), owner, NodeTable(["n1", "n2"], 10.0, 1.0), {},
-        dispatcher,
+        dispatcher, ClientLinks(world, observer, settings, {}, keys, NoDesk(), lambda: "fleet", 1_000),
     )  # fmt: skip
     try:
         async with trio.open_nursery() as nursery:
@@ -328,7 +348,7 @@ async def test_a_result_said_again_and_again_is_acknowledged_and_changes_nothing
     for value in (b"2", b"3", b"4"):
         await node.say(node.result("r1", 1, value))
     await node.hear(m.ResultAck, 2)
-    await proxy.until(lambda: node.proxy.dispatcher._reports == type(node.proxy.dispatcher._reports)())
+    await proxy.until(lambda: not node.proxy.dispatcher.settler.waiting)
     assert await proxy.store.run("r1") == before
 
 
@@ -411,8 +431,9 @@ async def test_a_delivery_that_a_node_forgot_is_said_again(autojump_clock: MockC
     for sequence in range(1, 8):
         await trio.sleep(1)
         await node.say(m.Heartbeat(sequence, 0, 0, 8, node.mirror.position))
-    assert {each.fence for each in await node.hear(m.Deliver, 2)} == {1}
-    await node.say(node.result("r1"))
+    fences = [each.fence for each in await node.hear(m.Deliver, 2)]
+    assert fences == sorted(fences), "said again, and under a higher fence once the lease has run out"
+    await node.say(node.result("r1", fences[-1]))
     assert (await proxy.ended("r1"))["status"] == "COMPLETED"
 
 
@@ -477,7 +498,7 @@ FOREIGN = hashlib.sha256(b"another").digest()
         (b"GET / HTTP/1.1\r\n\r\n", Reason.HANDSHAKE_MALFORMED),
         (opening(secret=FOREIGN), Reason.HANDSHAKE_KEY_UNKNOWN),
         (opening()[:-1] + b"\x00", Reason.HANDSHAKE_AUTH_FAILED),
-        (Preamble(Role.CLIENT, "app", bytes(8)).encode(), Reason.ROLE_NOT_SERVED),
+        (Preamble(Role.EDGE, "app", bytes(8)).encode(), Reason.ROLE_NOT_SERVED),
         (opening()[:30] + b"\xff\xff", Reason.HANDSHAKE_TIMEOUT),
         (b"", Reason.HANDSHAKE_TIMEOUT),
         (b"fair", Reason.HANDSHAKE_TIMEOUT),
@@ -582,7 +603,7 @@ async def test_namespaces_that_were_not_granted_stay_out(autojump_clock: MockClo
 # -- races and lost messages
 
 
-class SlowSettling(SqliteStore):
+class SlowSettling(SqlStore):
     """A store whose settling can be held up, as a full disk queue would."""
 
     gate: trio.Event | None = None
@@ -603,7 +624,7 @@ async def test_what_was_given_back_is_not_delivered_to_a_node_that_returns_meanw
     store.__class__ = SlowSettling
     assert isinstance(store, SlowSettling)
     store.gate = trio.Event()
-    link = proxy.dispatcher._links["n1"]
+    link = proxy.dispatcher.deliveries.links["n1"]
     accept = store.accept
 
     async def accept_and_lose_the_link(runs: Any) -> Any:
@@ -641,6 +662,6 @@ async def test_the_time_a_run_took_is_measured(autojump_clock: MockClock, proxy:
     await trio.sleep(3)
     await node.say(node.result("r1", delivered.fence))
     await proxy.ended("r1")
-    seconds = proxy.dispatcher._seconds.cell()
+    seconds = proxy.dispatcher.settler._seconds.cell()
     assert seconds.count == 1
     assert 2.5 < seconds.total < 4

@@ -7,6 +7,7 @@ and the store's writer runs inline. Nothing here opens a socket, starts a thread
 from __future__ import annotations
 
 import errno
+import ipaddress
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ class MemoryNetwork:
     def __init__(self) -> None:
         self.listeners: dict[int, MemoryListener] = {}
         self.streams: list[tuple[int, ByteStream, ByteStream]] = []
+        self.names: dict[str, list[str]] = {}  # what hosts resolve to; numeric ones to themselves
 
     def cut(self, port: int) -> None:
         """Reset every connection to a port."""
@@ -82,6 +84,15 @@ class MemoryWorld:
     def new_id(self) -> str:
         raw = self.wall_ms().to_bytes(6, "big").hex() + self._random.randbytes(10).hex()
         return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        await trio.sleep(0.001)
+        if host in self._network.names:
+            return list(self._network.names[host])
+        try:
+            return [str(ipaddress.ip_address(host))]
+        except ValueError:
+            raise OSError(errno.ENOENT, "name or service not known") from None
 
     async def connect_tcp(self, host: str, port: int) -> ByteStream:
         await trio.sleep(0.001)

@@ -194,7 +194,8 @@ class Fleet:
     """A proxy, nodes and what is needed to ask and to hurt them.
 
     `proxy` and `node` are merged into the configurations; `backends` replaces what the HTTP listener leads to by
-    servers of the test. Secrets go through the environment, as in production.
+    servers of the test. `more_proxies` names proxies beside the first, which share its store (it must be PostgreSQL)
+    and serve no clients; every node dials all of them. Secrets go through the environment, as in production.
     """
 
     folder: Path
@@ -205,6 +206,7 @@ class Fleet:
     environ: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, int] | None = None
     listed: Sequence[Mapping[str, Any]] = ({"id": "raw-*", "namespaces": ["raw"]},)
+    more_proxies: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,6 +214,8 @@ class Fleet:
         self.http, self.game, self.control, self.ops_port = (free_port() for _ in range(4))
         self.app_http = {name: free_port() for name in self.nodes}
         self.app_game = {name: free_port() for name in self.nodes}
+        self.control_ports = {PROXY: self.control, **{name: free_port() for name in self.more_proxies}}
+        self.ops_ports = {PROXY: self.ops_port, **{name: free_port() for name in self.more_proxies}}
         self.processes: dict[str, Process] = {}
         self._write_proxy()
         for name in self.nodes:
@@ -257,10 +261,15 @@ class Fleet:
             "dispatch": {"public": True},
             "store": {"url": f"sqlite:///{self.folder}/fairlead.db"},
         }  # fmt: skip
-        path = self.folder / "proxy.toml"
-        path.write_text(to_toml(merged(config, self.proxy)))
         secrets_ = {"SECURITY_PROXY_SECRET": self.secret, "RELIABILITY_OPS_KEYS": self.ops_key}
-        self._add(PROXY, ["proxy", "--config", str(path)], {**secrets_, **self.environ})
+        for name, control in self.control_ports.items():
+            ports = {
+                "messaging": {"port": control}, "observability": {"port": self.ops_ports[name]},
+                **({} if name == PROXY else {"listeners": []}),
+            }  # fmt: skip
+            path = self.folder / f"{name}.toml"
+            path.write_text(to_toml(merged(merged(config, self.proxy), ports)))
+            self._add(name, ["proxy", "--config", str(path)], {**secrets_, **self.environ})
 
     def _write_node(self, name: str, handlers: str) -> None:
         health = free_port()
@@ -268,7 +277,7 @@ class Fleet:
             "schema_version": 1,
             "environment": "development",
             "server_id": name,
-            "proxies": [f"127.0.0.1:{self.control}"],
+            "proxies": [f"127.0.0.1:{port}" for port in self.control_ports.values()],
             "data_dir": str(self.folder),
             "reconnect_base_millis": 50,
             "reconnect_max_millis": 500,
@@ -304,18 +313,22 @@ class Fleet:
 
     def wait_ready(self) -> None:
         """Until the proxy is READY, every node synchronized with its commands, every app answering."""
-        names = [name for name in self.processes if name != PROXY]
+        names = [name for name in self.processes if name not in self.control_ports]
 
         def ready() -> bool:
             for process in self.processes.values():
                 assert process.popen is not None
                 if process.popen.poll() is not None:
                     raise AssertionError(f"{process.name} ended: {process.popen.returncode}\n{self.tails()}")
-            known = {node["id"]: node for node in self.ops("GET", "/api/nodes").json()["nodes"]}
-            linked = all(known[name]["registry"]["synchronized"] and known[name]["offers"] for name in names)
-            return linked and self._apps_answer()
+            return all(self._linked(proxy, names) for proxy in self.ops_ports) and self._apps_answer()
 
         until(ready, "the fleet is ready", READY_S, self.tails)
+
+    def _linked(self, proxy: str, names: Sequence[str]) -> bool:
+        """Whether one proxy has all the nodes, synchronized and with their commands."""
+        answer = self.ops("GET", "/api/nodes", at=proxy)
+        known = {node["id"]: node for node in answer.json()["nodes"]}
+        return all(known[name]["registry"]["synchronized"] and known[name]["offers"] for name in names)
 
     def _apps_answer(self) -> bool:
         for port in (*self.app_http.values(), *self.app_game.values()):
@@ -354,12 +367,13 @@ class Fleet:
         *,
         key: str | None = "",
         timeout_s: float = 20.0,
+        at: str = PROXY,
     ) -> Answer:
-        """A call on the operators' port, with the key unless `key` is None or another one."""
+        """A call on the operators' port of a proxy, with the key unless `key` is None or another one."""
         sent = dict(headers or {})
         if key is not None:
             sent["x-ops-key"] = key or self.ops_key
-        return http_call(self.ops_port, method, path, body, sent, timeout_s=timeout_s)
+        return http_call(self.ops_ports[at], method, path, body, sent, timeout_s=timeout_s)
 
     def client(self, path: str = "/whoami", method: str = "GET", **more: Any) -> Answer:
         """A request as a client, through the proxy."""

@@ -64,6 +64,7 @@ class Reason(enum.StrEnum):
     PREVIOUS_KEY_EXPIRED = "PREVIOUS_KEY_EXPIRED"
     ROLE_NOT_SERVED = "ROLE_NOT_SERVED"
     INCARNATION_CONFLICT = "INCARNATION_CONFLICT"
+    CLIENT_LINK_LIMIT = "CLIENT_LINK_LIMIT"
     # -- control
     DECRYPT_FAILED = "DECRYPT_FAILED"
     LINK_TRUNCATED = "LINK_TRUNCATED"
@@ -117,6 +118,31 @@ class Reason(enum.StrEnum):
     DISPATCH_DRAINING = "DISPATCH_DRAINING"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     RUN_UNKNOWN = "RUN_UNKNOWN"
+    RUN_ALREADY_ENDED = "RUN_ALREADY_ENDED"
+    RUN_NOT_OWNED = "RUN_NOT_OWNED"
+    RUN_NOT_FAILED = "RUN_NOT_FAILED"
+    SCHEDULE_INVALID = "SCHEDULE_INVALID"
+    TENANT_DRAINING = "TENANT_DRAINING"
+    DLQ_RECORD_UNKNOWN = "DLQ_RECORD_UNKNOWN"
+    DLQ_NOT_QUEUED = "DLQ_NOT_QUEUED"
+    DLQ_PLAN_CHANGED = "DLQ_PLAN_CHANGED"
+    DLQ_FORCE_FORBIDDEN = "DLQ_FORCE_FORBIDDEN"
+    DLQ_REPLAY_EMPTY = "DLQ_REPLAY_EMPTY"
+    REPLAY_RATE_LIMITED = "REPLAY_RATE_LIMITED"
+    DLQ_TOO_YOUNG = "DLQ_TOO_YOUNG"
+    DLQ_TOO_SOON = "DLQ_TOO_SOON"
+    DLQ_MAX_REPLAYS = "DLQ_MAX_REPLAYS"
+    DLQ_NOT_TRANSIENT = "DLQ_NOT_TRANSIENT"
+    DLQ_BUDGET_DAILY = "DLQ_BUDGET_DAILY"
+    DLQ_BUDGET_MONTHLY = "DLQ_BUDGET_MONTHLY"
+    DLQ_TENANT_PAUSED = "DLQ_TENANT_PAUSED"
+    DLQ_NODE_PAUSED = "DLQ_NODE_PAUSED"
+    DLQ_REPLAY_OFF = "DLQ_REPLAY_OFF"
+    DLQ_REPLAY_STOPPED = "DLQ_REPLAY_STOPPED"
+    CIRCUIT_OPEN = "CIRCUIT_OPEN"
+    LEASE_TAKEN_OVER = "LEASE_TAKEN_OVER"
+    RUN_ID_TAKEN = "RUN_ID_TAKEN"
+    CALLBACK_URL_REFUSED = "CALLBACK_URL_REFUSED"
     # -- run: how it ended, or why a delivery was turned down
     HANDLER_FAILED = "HANDLER_FAILED"
     HANDLER_FAILED_TRANSIENT = "HANDLER_FAILED_TRANSIENT"
@@ -132,6 +158,10 @@ class Reason(enum.StrEnum):
     BRIDGE_PAUSED = "BRIDGE_PAUSED"
     NODE_DRAINING = "NODE_DRAINING"
     CHILD_FAILED = "CHILD_FAILED"
+    RUN_CANCELLED = "RUN_CANCELLED"
+    CALLBACK_ADDRESS_REFUSED = "CALLBACK_ADDRESS_REFUSED"
+    CALLBACK_NOT_DELIVERED = "CALLBACK_NOT_DELIVERED"
+    CALLBACK_DEAD = "CALLBACK_DEAD"
     # -- edge: client bytes
     HTTP_HEAD_MALFORMED = "HTTP_HEAD_MALFORMED"
     HTTP_HEAD_TOO_LARGE = "HTTP_HEAD_TOO_LARGE"
@@ -161,8 +191,15 @@ class Reason(enum.StrEnum):
     QUERY_INVALID = "QUERY_INVALID"
     NODE_UNKNOWN = "NODE_UNKNOWN"
     NODE_NOT_CONNECTED = "NODE_NOT_CONNECTED"
+    CLIENT_UNKNOWN = "CLIENT_UNKNOWN"
     INTERNAL_ERROR = "INTERNAL_ERROR"
+    CALLBACK_EVENT_INVALID = "CALLBACK_EVENT_INVALID"
+    CALLBACK_EVENT_CONFLICT = "CALLBACK_EVENT_CONFLICT"
+    CALLBACK_TOKEN_INVALID = "CALLBACK_TOKEN_INVALID"
     # -- security
+    CALLBACK_SIGNATURE_INVALID = "CALLBACK_SIGNATURE_INVALID"
+    CALLBACK_TIMESTAMP_INVALID = "CALLBACK_TIMESTAMP_INVALID"
+    SCOPE_MISSING = "SCOPE_MISSING"
     SECURITY_MISSING_IDENTITY_ENVELOPE = "security_missing_identity_envelope"
     # -- from outside
     UNKNOWN_REASON = "UNKNOWN_REASON"
@@ -208,7 +245,7 @@ TRAITS: dict[Reason, Traits] = {
         "Somebody replays recorded bytes. No link came of it; look at the address."),
     Reason.IDENTITY_NOT_LISTED: _row(
         _F.HANDSHAKE, _B, 403, "the identity is not listed in the proxy's configuration",
-        "Add it under [[backends]] or [[nodes]], or correct server_id on the node."),
+        "Add it under [[backends]], [[nodes]] or [[clients]], or correct the id that dialled."),
     Reason.IDENTITY_REVOKED: _row(
         _F.HANDSHAKE, _B, 403, "the identity's key was revoked",
         "If it is yours, issue a new key (`fairlead secret node-key ID --epoch N`, N as the revoke answered) and configure the node with it."),
@@ -221,6 +258,9 @@ TRAITS: dict[Reason, Traits] = {
     Reason.INCARNATION_CONFLICT: _row(
         _F.HANDSHAKE, _B, 409, "another live process already runs under this node id",
         "Two processes share one server_id. Stop one, or give it its own id."),
+    Reason.CLIENT_LINK_LIMIT: _row(
+        _F.HANDSHAKE, _R, 429, "the application has as many links as it may",
+        "Stop processes that share the id, or raise links_max of its [[clients]] table."),
     # -- control
     Reason.DECRYPT_FAILED: _row(
         _F.CONTROL, _B, 400, "a frame did not authenticate; the link was ended",
@@ -361,6 +401,58 @@ TRAITS: dict[Reason, Traits] = {
         _F.DISPATCH, _R, 503, "the store did not confirm the write",
         "Nothing was accepted. Look at /health/test and the disk; retry with the same idempotency key."),
     Reason.RUN_UNKNOWN: _row(_F.DISPATCH, _B, 404, "no such run", "Check the id; old runs are pruned after their retention."),
+    Reason.RUN_ID_TAKEN: _row(
+        _F.DISPATCH, _B, 409, "the run id that the submitter chose belongs to another run",
+        "Use the client library, which never chooses one twice; else make ids as UUID version 7 from good randomness."),
+    Reason.CALLBACK_URL_REFUSED: _row(
+        _F.DISPATCH, _B, 422, "the callback_url may not be called",
+        "Use an http or https URL of a public host, without credentials. What must lie inside is named in worker.callback_allowed_hosts."),
+    Reason.RUN_ALREADY_ENDED: _row(
+        _F.DISPATCH, _B, 409, "the run has ended, and an end never changes", "Nothing to do: read how it ended with GET /api/runs/ID."),
+    Reason.RUN_NOT_OWNED: _row(
+        _F.DISPATCH, _B, 403, "the run was submitted by somebody else", "Ask its owner (submitted_by in GET /api/runs/ID), or replay its dead letter as an operator."),
+    Reason.RUN_NOT_FAILED: _row(
+        _F.DISPATCH, _B, 409, "only a FAILED run can be tried again", "Read its status; of a run with several targets, retry the children that failed."),
+    Reason.SCHEDULE_INVALID: _row(
+        _F.DISPATCH, _B, 422, "the time of the schedule is malformed or out of range", "Use delay_ms, or schedule_at as an RFC 3339 date-time, within dispatch.schedule_max_ms."),
+    Reason.TENANT_DRAINING: _row(
+        _F.DISPATCH, _R, 503, "nothing new is accepted of this tenant", "An operator drains it; see `fairlead ctl agents`. What was accepted goes on."),
+    Reason.DLQ_RECORD_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no such dead letter", "List them: `fairlead ctl dlq`."),
+    Reason.DLQ_NOT_QUEUED: _row(
+        _F.DISPATCH, _B, 409, "the dead letter is being replayed, or was", "Look at its state and its last run; a record has one replay at a time."),
+    Reason.DLQ_PLAN_CHANGED: _row(
+        _F.DISPATCH, _B, 409, "what would be replayed is not what the plan showed", "Ask for a dry run again, read it, and quote its plan_hash."),
+    Reason.DLQ_FORCE_FORBIDDEN: _row(
+        _F.DISPATCH, _B, 403, "force is for the operator role", "Ask an operator; the guards it passes over are named in the dry run."),
+    Reason.DLQ_REPLAY_EMPTY: _row(
+        _F.DISPATCH, _B, 409, "no record that was named may be replayed now", "Read the verdicts of a dry run: each names the guard that stands in the way."),
+    Reason.REPLAY_RATE_LIMITED: _row(
+        _F.DISPATCH, _R, 429, "too many replays from this tenant and address", "Retry after the time given, or clear it: `fairlead ctl rate-limits clear replay:`."),
+    Reason.DLQ_TOO_YOUNG: _row(
+        _F.DISPATCH, _R, 409, "the record is younger than reliability.dlq_replay_min_age_ms", "Nothing to do: it is replayed once it is old enough."),
+    Reason.DLQ_TOO_SOON: _row(
+        _F.DISPATCH, _R, 409, "the last replay of the record was a moment ago", "Nothing to do: it is replayed after reliability.dlq_replay_min_retry_interval_ms."),
+    Reason.DLQ_MAX_REPLAYS: _row(
+        _F.DISPATCH, _B, 409, "the record was replayed as often as it may be", "Look at why it fails; an operator may force one more."),
+    Reason.DLQ_NOT_TRANSIENT: _row(
+        _F.DISPATCH, _B, 409, "it failed for a reason that trying again does not mend", "Mend the cause (its reason names it), then force the replay."),
+    Reason.DLQ_BUDGET_DAILY: _row(
+        _F.DISPATCH, _R, 429, "the tenant's replays of today are used up", "Wait for the next day (UTC), or raise it: `fairlead ctl budgets`."),
+    Reason.DLQ_BUDGET_MONTHLY: _row(
+        _F.DISPATCH, _R, 429, "the tenant's replays of this month are used up", "Wait for the next month (UTC), or raise it: `fairlead ctl budgets`."),
+    Reason.DLQ_TENANT_PAUSED: _row(
+        _F.DISPATCH, _R, 409, "the tenant is paused", "Resume it: `fairlead ctl agents resume`."),
+    Reason.DLQ_NODE_PAUSED: _row(
+        _F.DISPATCH, _R, 409, "the node it has to run on is paused, draining or away", "See nodes in /status: resume, undrain or start it."),
+    Reason.DLQ_REPLAY_OFF: _row(
+        _F.DISPATCH, _R, 409, "replay is turned off", "Turn the worker on (reliability.dlq_replay_worker_enabled) and the flag dlq.replay.enabled, and the kill switch off."),
+    Reason.DLQ_REPLAY_STOPPED: _row(
+        _F.DISPATCH, _B, 409, "the replay stopped before this record's turn: too many of those before it failed", "Look at the failures of the replay, mend the cause, and ask for a new one."),
+    Reason.CIRCUIT_OPEN: _row(
+        _F.DISPATCH, _R, 503, "half of the node's last runs failed for passing reasons, so others are preferred for a moment", "Look at what its handlers wait for. It is tried again with one run by itself; what is meant for it still goes there."),
+    Reason.LEASE_TAKEN_OVER: _row(
+        _F.DISPATCH, _R, 503, "another proxy let the lease of a delivery run out, so this one took it over", "Look at the other proxy: it died, stopped or cannot reach the store."),
     # -- run
     Reason.HANDLER_FAILED: _row(
         _F.RUN, _B, 500, "the handler raised", "Read the detail, and the node's log under the run's id."),
@@ -396,6 +488,18 @@ TRAITS: dict[Reason, Traits] = {
         _F.RUN, _R, 503, "the node is draining", "The run goes to another node, or waits for this one."),
     Reason.CHILD_FAILED: _row(
         _F.RUN, _B, 502, "not every target completed", "Read the per-node results of the run."),
+    Reason.RUN_CANCELLED: _row(
+        _F.RUN, _B, 409, "the run was cancelled",
+        "Nothing to do: somebody asked for it, and the audit names who. Submit it again if it is wanted after all."),
+    Reason.CALLBACK_ADDRESS_REFUSED: _row(
+        _F.RUN, _B, 403, "the callback's host resolves to an address that may not be called",
+        "If the receiver is yours, name its host in worker.callback_allowed_hosts and replay (`fairlead callbacks replay`); else distrust who submitted it."),
+    Reason.CALLBACK_NOT_DELIVERED: _row(
+        _F.RUN, _R, 503, "the callback's receiver did not take it",
+        "It is tried again by itself, ten times within 76 hours. Read the detail, and look at the receiver."),
+    Reason.CALLBACK_DEAD: _row(
+        _F.RUN, _B, 502, "the callback was given up",
+        "Mend the receiver, then replay: `fairlead callbacks replay`, or POST /callbacks/replay."),
     # -- edge
     Reason.HTTP_HEAD_MALFORMED: _row(
         _F.EDGE, _B, 400, "the request head is malformed", "A broken or hostile client."),
@@ -450,9 +554,29 @@ TRAITS: dict[Reason, Traits] = {
     Reason.QUERY_INVALID: _row(_F.OPS, _B, 400, "a query parameter is malformed", "Read the detail."),
     Reason.NODE_UNKNOWN: _row(_F.OPS, _B, 404, "no such node", "List nodes: `fairlead ctl nodes`."),
     Reason.NODE_NOT_CONNECTED: _row(_F.OPS, _R, 409, "the node has no link now", "Start the node. Drain and pause are kept for it; ask for a resync again."),
+    Reason.CLIENT_UNKNOWN: _row(
+        _F.OPS, _B, 404, "no such application", "See [[clients]] of the proxy's configuration; `id` may be a prefix there."),
     Reason.INTERNAL_ERROR: _row(
         _F.OPS, _U, 500, "a defect in Fairlead", "Look at the log under the correlation id and report it."),
+    Reason.CALLBACK_EVENT_INVALID: _row(
+        _F.OPS, _B, 400, "the callback's body is not a signed result of that run",
+        "Read the detail and correct the worker that sent it: eventId, runId, fence, nodeId and status are required."),
+    Reason.CALLBACK_EVENT_CONFLICT: _row(
+        _F.OPS, _B, 409, "the event id was used for a different callback",
+        "An event id stands for one body. A broken worker, or two with one id; the first one counts."),
+    Reason.CALLBACK_TOKEN_INVALID: _row(
+        _F.OPS, _B, 401, "no valid token for the node's own endpoint",
+        "Send `Authorization: Bearer TOKEN` with the node's worker.tasks_auth_token (TASKS_AUTH_TOKEN); while that is unset the endpoint is closed."),
     # -- security
+    Reason.CALLBACK_SIGNATURE_INVALID: _row(
+        _F.SECURITY, _B, 401, "the callback's signature does not fit",
+        "Compare WORKER_CALLBACK_SIGNING_SECRET on both sides; rotate through callback_signing_secret_previous. Else treat as an attack."),
+    Reason.CALLBACK_TIMESTAMP_INVALID: _row(
+        _F.SECURITY, _B, 401, "the callback was signed too long ago or ahead of time",
+        "Mend the sender's clock (NTP). A repeated one is a replay; WORKER_CALLBACK_SIGNATURE_TOLERANCE_SEC bounds it."),
+    Reason.SCOPE_MISSING: _row(
+        _F.SECURITY, _B, 403, "the caller does not have the scope that this takes",
+        "Grant it (`scopes` of the application's [[clients]] table), or do not ask."),
     Reason.SECURITY_MISSING_IDENTITY_ENVELOPE: _row(
         _F.SECURITY, _B, 401, "the delivery carries no identity", "Inject the identity envelope at the proxy, then submit again."),
     # -- from outside

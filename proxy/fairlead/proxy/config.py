@@ -17,6 +17,7 @@ from pydantic import Field
 
 from fairlead.proxy.config_sections import (
     BackendConfig,
+    ClientGrant,
     Dispatch,
     Limits,
     ListenerConfig,
@@ -29,6 +30,7 @@ from fairlead.proxy.config_sections import (
     Routing,
     Security,
     StoreConfig,
+    Worker,
 )
 from fairlead.runtime.config import load, read_private_file, read_text
 from fairlead.runtime.config_model import (
@@ -37,11 +39,12 @@ from fairlead.runtime.config_model import (
     Finding,
     Lax,
     Logging,
+    decoded,
     is_loopback,
     may_clash,
 )
 
-REFUSED_PREFIXES: Final = ("DISPATCH_", "RELIABILITY_", "SLO_", "RETRY_", "FAIRLEAD_")
+REFUSED_PREFIXES: Final = ("DISPATCH_", "RELIABILITY_", "SLO_", "RETRY_", "WORKER_", "FAIRLEAD_")
 ENVELOPE_ROOM_BYTES: Final = 4_096  # what a delivery needs in a payload beside its arguments
 
 
@@ -56,6 +59,7 @@ class ProxyConfig(Configuration):
     listeners: Annotated[tuple[ListenerConfig, ...], Lax] = ()
     backends: Annotated[tuple[BackendConfig, ...], Lax] = ()
     nodes: Annotated[tuple[NodeGrant, ...], Lax] = ()
+    clients: Annotated[tuple[ClientGrant, ...], Lax] = ()
     routing: Routing = Routing()
     limits: Limits = Limits()
     rate_limits: RateLimits = RateLimits()
@@ -64,6 +68,7 @@ class ProxyConfig(Configuration):
     dispatch: Dispatch = Dispatch()
     retry: Retry = Retry()
     reliability: Reliability = Reliability()
+    worker: Worker = Worker()
     store: StoreConfig = StoreConfig()
     logging: Logging = Logging()
 
@@ -74,6 +79,7 @@ class ProxyConfig(Configuration):
         yield from _ports(self)
         yield from _relations(self)
         yield from _operators(self)
+        yield from _callbacks(self.worker)
         if self.environment == "production":
             yield from _openings(self)
 
@@ -122,6 +128,7 @@ def _names(config: ProxyConfig) -> Iterator[Finding]:
     yield from _unique("listeners", "name", [listener.name for listener in config.listeners])
     yield from _unique("backends", "id", [backend.id for backend in config.backends])
     yield from _unique("nodes", "id", [node.id for node in config.nodes])
+    yield from _unique("clients", "id", [client.id for client in config.clients])
     endpoints = [f"{backend.host}:{backend.port}" for backend in config.backends]
     yield from _unique("backends", "port", endpoints, "host")
     by_backend = {backend.node_id for backend in config.backends}
@@ -132,6 +139,7 @@ def _names(config: ProxyConfig) -> Iterator[Finding]:
     own = config.messaging.control_sender_id
     listed = [(f"backends[{index}].id", backend.node_id) for index, backend in enumerate(config.backends)]
     listed += [(f"nodes[{index}].id", node.id) for index, node in enumerate(config.nodes)]
+    listed += [(f"clients[{index}].id", client.id) for index, client in enumerate(config.clients)]
     for path, identity in listed:
         if identity == own:
             paths = (path, "messaging.control_sender_id")
@@ -222,6 +230,13 @@ def _relations(config: ProxyConfig) -> Iterator[Finding]:
             f"does not fit a message (allowed: at most messaging.control_max_payload - 4096 = {room})",
             "lower it, or raise messaging.control_max_payload on proxy and nodes",
         )
+    if dispatch.dead_letter_retention_hours < dispatch.retention_hours:
+        yield Finding(
+            ("dispatch.dead_letter_retention_hours", "dispatch.retention_hours"),
+            dispatch.dead_letter_retention_hours,
+            f"forgets that a failure was resolved before its run (allowed: at least {dispatch.retention_hours})",
+            "raise it, or lower dispatch.retention_hours",
+        )
     retry = config.retry
     if retry.base_delay_ms > retry.max_delay_ms:
         yield Finding(
@@ -262,16 +277,34 @@ def _operators(config: ProxyConfig) -> Iterator[Finding]:
         yield Finding(("reliability.ops_keys",), keys, "has a key twice", "remove one")
 
 
+def _callbacks(worker: Worker) -> Iterator[Finding]:
+    current, previous = worker.callback_signing_secret, worker.callback_signing_secret_previous
+    paths = ("worker.callback_signing_secret_previous", "worker.callback_signing_secret")
+    if previous is not None:
+        if current is None:
+            message, action = "stands without a current one", "set callback_signing_secret too"
+            yield Finding(paths, previous.get_secret_value(), message, action)
+        elif decoded(current) == decoded(previous):
+            action = "remove it, or make a new current one with `fairlead secret new`"
+            yield Finding(paths, previous.get_secret_value(), "is the current secret too", action)
+    if worker.public_callbacks and current is None:
+        message, action = "would refuse every callback without a secret", "set callback_signing_secret"
+        yield Finding(("worker.public_callbacks", "worker.callback_signing_secret"), True, message, action)
+
+
 def _openings(config: ProxyConfig) -> Iterator[Finding]:
     """What only development may open."""
     if not config.reliability.ops_require_operator_key:
         paths = ("reliability.ops_require_operator_key", "environment")
         message = "opens operations to everybody (allowed in production: true)"
         yield Finding(paths, False, message, "set it to true")
-    for index, node in enumerate(config.nodes):
-        if node.id == "*":
-            paths = (f"nodes[{index}].id", "environment")
-            yield Finding(paths, node.id, "admits every id (development only)", "name ids or prefixes")
+    admitted = [(f"nodes[{index}].id", node.id) for index, node in enumerate(config.nodes)]
+    admitted += [(f"clients[{index}].id", client.id) for index, client in enumerate(config.clients)]
+    for path, identity in admitted:
+        if identity == "*":
+            yield Finding(
+                (path, "environment"), identity, "admits every id (development only)", "name ids or prefixes"
+            )
     for index, network in enumerate(config.limits.trusted_forwarders):
         if ipaddress.ip_network(network).prefixlen == 0:
             paths = (f"limits.trusted_forwarders[{index}]", "environment")

@@ -8,10 +8,12 @@ number has both ends; a description stands once, here, and `configs/proxy.toml` 
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
+from fairlead.runtime.addresses import canonical_host
 from fairlead.runtime.config_model import (
     DAY_MS,
     ControlKeys,
@@ -33,6 +35,9 @@ from fairlead.runtime.config_model import (
 )
 
 SQLITE: Final = "sqlite:///"
+POSTGRES: Final = ("postgresql://", "postgres://")
+_TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SCOPE: Final = re.compile(r"[a-z0-9][a-z0-9._:-]{0,63}")
 
 
 def _check_network(text: str) -> str:
@@ -44,16 +49,40 @@ def _check_network(text: str) -> str:
 
 
 def _check_store(url: str) -> str:
-    if url.startswith(("postgresql:", "postgres:")):
-        raise Unfit(
-            "PostgreSQL comes with a later version (allowed: sqlite:///FILE)", "use sqlite:/// for now"
-        )
+    if url.startswith(POSTGRES):
+        if len(url.partition("://")[2].partition("?")[0].rstrip("/")) == 0:
+            raise Unfit("names no database (allowed: postgresql://USER@HOST/NAME)", "correct it")
+        return url
     path = url.removeprefix(SQLITE)
     if path == url or not path or path.startswith(":") or "?" in path:
-        raise Unfit("is not a store (allowed: sqlite:///FILE, a durable file)", "correct it")
+        raise Unfit(
+            "is not a store (allowed: sqlite:///FILE, a durable file, or postgresql://USER@HOST/NAME)",
+            "correct it",
+        )
     return url
 
 
+def _check_tenant(text: str) -> str:
+    if not _TENANT.fullmatch(text):
+        raise Unfit("is not a tenant (allowed: 1 to 64 letters, digits, dots, dashes)", "correct it")
+    return text
+
+
+def _check_scope(text: str) -> str:
+    if not _SCOPE.fullmatch(text):
+        raise Unfit("is not a scope (allowed: 1 to 64 of a-z 0-9 . _ : -)", "correct it")
+    return text
+
+
+def _check_allowed_host(text: str) -> str:
+    if canonical_host(text) is None:
+        raise Unfit("is not a host (allowed: a name, or an address in its usual form)", "correct it")
+    return text
+
+
+AllowedHost = Annotated[str, AfterValidator(_check_allowed_host)]
+Tenant = Annotated[str, AfterValidator(_check_tenant)]
+Scope = Annotated[str, AfterValidator(_check_scope)]
 Network = Annotated[str, AfterValidator(_check_network)]
 StoreUrl = Annotated[str, AfterValidator(_check_store)]
 
@@ -135,6 +164,21 @@ class NodeGrant(Section):
     """A node without a client endpoint: its id, or a prefix ending in *. A bare * is for development only."""
     namespaces: Annotated[tuple[Namespace, ...], Lax] = ()
     """Command namespaces that it may announce."""
+
+
+class ClientGrant(Section):
+    """[[clients]]: applications that submit commands over a client link."""
+
+    id: IdOrPrefix = Field(examples=["shop"])
+    """An application that may link: its id, or a prefix ending in *. A bare * is for development only."""
+    tenant: Tenant = "default"
+    """The tenant on whose behalf its runs execute."""
+    scopes: Annotated[tuple[Scope, ...], Lax] = ("dispatch",)
+    """What it may do. Without dispatch it may link, and submit nothing."""
+    runs_open_max: int = Field(4_096, ge=1, le=65_536)
+    """Runs of one link that may be without an end; beyond it, submissions are turned away."""
+    links_max: int = Field(16, ge=1, le=1_024)
+    """Links at once under one id: the processes of the application."""
 
 
 class Routing(Section):
@@ -255,8 +299,14 @@ class Dispatch(Section):
     """How long a delivered run is a node's without being renewed. At least 2 heartbeats."""
     wait_max_s: int = Field(60, ge=0, le=3_600)
     """Longest `Prefer: wait`."""
+    schedule_max_ms: int = Field(30 * DAY_MS, ge=0, le=366 * DAY_MS)
+    """How far ahead a run may be scheduled. 0: not at all."""
     retention_hours: int = Field(168, ge=1, le=87_600)
-    """How long finished runs are kept."""
+    """How long finished runs, and the idempotency keys that stand for them, are kept."""
+    dead_letter_retention_hours: int = Field(720, ge=1, le=87_600)
+    """How long dead letters are kept once resolved; open ones are kept for ever. At least retention_hours."""
+    audit_retention_hours: int = Field(2_160, ge=24, le=87_600)
+    """How long audit records are kept."""
     public: bool = False
     """Whether clients' HTTP listeners serve /api/dispatch and /api/runs/ID too."""
 
@@ -285,13 +335,75 @@ class Reliability(Section):
     """Whether callers may send idempotency keys. The nodes' inbox always holds."""
     enable_retry: bool = True
     """Whether attempts that failed for a passing reason are retried."""
+    dlq_replay_worker_enabled: bool = False
+    """Whether this proxy carries out the replays of dead letters that were asked for."""
+    dlq_replay_interval_ms: int = Field(15_000, ge=100, le=3_600_000)
+    """How often the replay worker looks; a request wakes it at once."""
+    dlq_replay_batch_size: int = Field(5, ge=1, le=1_000)
+    """Replays that one turn of the worker starts at most."""
+    dlq_replay_max_count: int = Field(3, ge=1, le=1_000)
+    """How often one dead letter may be replayed. Attempts count, not requests."""
+    dlq_replay_min_age_ms: int = Field(15_000, ge=0, le=30 * DAY_MS)
+    """How long a dead letter rests before it is replayed."""
+    dlq_replay_min_retry_interval_ms: int = Field(10_000, ge=0, le=30 * DAY_MS)
+    """How long it rests between two replays."""
+    dlq_replay_require_transient: bool = True
+    """Whether only what failed for a passing reason may be replayed without force."""
+    dlq_replay_automatic: bool = False
+    """Whether the worker also replays such dead letters that nobody asked for, within the same guards."""
+    dlq_replay_items_max: int = Field(1_000, ge=1, le=10_000)
+    """Dead letters that one request may replay."""
+    dlq_replay_stop_percent: int = Field(20, ge=0, le=100)
+    """Share of failures above which a replay of several stops by itself."""
+    dlq_replay_daily_limit: int = Field(1_000, ge=0, le=1_000_000_000)
+    """Replays a day (UTC) of a tenant that has no budget of its own."""
+    dlq_replay_monthly_limit: int = Field(20_000, ge=0, le=1_000_000_000)
+    """Replays a month (UTC) of a tenant that has no budget of its own."""
+    dlq_replay_rate_max: int = Field(3, ge=1, le=1_000_000)
+    """Replay requests from one tenant and address within the window; dry runs do not count."""
+    dlq_replay_rate_window_ms: int = Field(300_000, ge=1_000, le=DAY_MS)
+    """That window."""
+
+
+class Worker(Section):
+    """[worker]: callbacks, out to whoever asked for them and in from workers without a link."""
+
+    callback_signing_secret: Secret | None = None
+    """The secret that callbacks are signed with, both ways. Without it none is sent and none is taken."""
+    callback_signing_secret_file: FileName | None = None
+    """A file (mode 600) with that secret, instead of callback_signing_secret."""
+    callback_signing_secret_previous: Secret | None = None
+    """The signing secret before the last rotation: still believed, and signed with beside the current one."""
+    callback_signing_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous signing secret, instead of callback_signing_secret_previous."""
+    callback_signature_tolerance_sec: int = Field(300, ge=1, le=3_600)
+    """How far the time of a signature may lie from ours, either way."""
+    public_callbacks: bool = False
+    """Whether clients' HTTP listeners serve /callbacks/runs/ID too."""
+    callback_allowed_hosts: Annotated[tuple[AllowedHost, ...], Lax] = ()
+    """Names and addresses that a callback_url may have although they are loopback or private."""
+    callback_timeout_ms: int = Field(5_000, ge=100, le=30_000)
+    """Time for a receiver to be found, reached and to answer."""
+    callback_concurrent_max: int = Field(16, ge=1, le=1_024)
+    """Callbacks being sent at once; at most 4 of them to one host."""
+
+    @property
+    def callback_secrets(self) -> tuple[bytes, ...]:
+        """The signing secrets' bytes, the current one first; none where there is no current one."""
+        found = (decoded(self.callback_signing_secret), decoded(self.callback_signing_secret_previous))
+        return tuple(each for each in found if each is not None)
 
 
 class StoreConfig(Section):
     """[store]: where runs are kept."""
 
     url: StoreUrl = "sqlite:///data/fairlead.db"
-    """Where runs are kept: sqlite:/// and a file, relative to the working directory."""
+    """Where runs are kept: sqlite:///FILE for one proxy, postgresql://USER@HOST/NAME for several."""
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether several proxies may share the store."""
+        return self.url.startswith(POSTGRES)
 
     @property
     def path(self) -> str:

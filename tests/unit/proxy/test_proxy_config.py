@@ -21,6 +21,7 @@ BASE: dict[str, Any] = {
     "listeners": [{"name": "http", "kind": "http", "port": 8080}],
     "backends": [{"id": "lobby-1", "host": "127.0.0.1", "port": 8081}],
     "nodes": [{"id": "worker-*"}],
+    "clients": [{"id": "shop"}],
     "routing": {"default_backend_id": "lobby-1"},
     "reliability": {"ops_keys": [OPS_KEY]},
 }
@@ -204,6 +205,10 @@ TWO = [backend("lobby-1", 8081), backend("lobby-2", 8082)]
         ({"backends": [TWO[0], {**TWO[1], "id": "lobby-1"}]}, "backends[1].id", "used by backends[0]"),
         ({"backends": [TWO[0], {**TWO[1], "port": 8081}]}, "backends[1].port", "used by backends[0]"),
         ({"nodes": [{"id": "w"}, {"id": "w"}]}, "nodes[1].id", "used by nodes[0]"),
+        ({"clients": [{"id": "w"}, {"id": "w"}]}, "clients[1].id", "used by clients[0]"),
+        ({"clients": [{"id": "proxy"}]}, "clients[0].id", "the proxy's own"),
+        ({"clients": [{"id": "w", "tenant": "a b"}]}, "clients[0].tenant", "is not a tenant"),
+        ({"clients": [{"id": "w", "scopes": ["A b"]}]}, "clients[0].scopes[0]", "is not a scope"),
         ({"nodes": [{"id": "lobby-1"}]}, "nodes[0].id", "listed by a backend"),
         ({"nodes": [{"id": "proxy"}]}, "nodes[0].id", "the proxy's own"),
         ({"messaging": {"control_sender_id": "lobby-1"}}, "backends[0].id", "the proxy's own"),
@@ -275,6 +280,7 @@ TWO = [backend("lobby-1", 8081), backend("lobby-2", 8082)]
             "allowed in production: true",
         ),
         ({"nodes": [{"id": "*"}]}, "nodes[0].id", "development only"),
+        ({"clients": [{"id": "*"}]}, "clients[0].id", "development only"),
         (
             {"limits": {"trusted_forwarders": ["10.0.0.0/8", "0.0.0.0/0"]}},
             "limits.trusted_forwarders[1]",
@@ -291,8 +297,14 @@ TWO = [backend("lobby-1", 8081), backend("lobby-2", 8082)]
         ),
         # the rest
         ({"limits": {"trusted_forwarders": ["10.0.0.1/8"]}}, "limits.trusted_forwarders[0]", "not a network"),
-        ({"store": {"url": "postgresql://u:p@h/db"}}, "store.url", "comes with a later version"),
+        ({"store": {"url": "postgresql://"}}, "store.url", "names no database"),
         ({"store": {"url": "sqlite:///"}}, "store.url", "is not a store"),
+        ({"store": {"url": "mysql://u@h/db"}}, "store.url", "is not a store"),
+        (
+            {"dispatch": {"dead_letter_retention_hours": 24}},
+            "dispatch.dead_letter_retention_hours",
+            "forgets",
+        ),
         ({"store": {"url": "sqlite:///:memory:"}}, "store.url", "is not a store"),
         ({"store": {"url": "data/fairlead.db"}}, "store.url", "is not a store"),
         ({"environment": "staging"}, "environment", '"production" or "development"'),

@@ -38,12 +38,24 @@ def registry() -> Registry:
     return found
 
 
+class Nodes:
+    """Three nodes, two of them with the command, in two regions."""
+
+    def node_ids(self) -> tuple[str, ...]:
+        return ("n1", "n2", "n3")
+
+    def offering(self, command: str) -> list[str]:
+        return {"a:add": ["n1", "n2"]}.get(command, [])
+
+    def labels(self, node_id: str) -> dict[str, str]:
+        return {"n1": {"region": "eu", "tier": "1"}, "n2": {"region": "us"}}.get(node_id, {})
+
+
 def planned(header_key: str | None = None, bounds: SubmitLimits = BOUNDS, **asked: Any) -> Planned:
     ids = (f"id-{number}" for number in itertools.count(1))
-    offering = {"a:add": ["n1", "n2"], "a:ping": []}
     return plan(
-        Submission(**{"command": "a:add", "args": {"n": 1}, **asked}), header_key, registry(), ("n1", "n2", "n3"),
-        lambda command: offering.get(command, []), IDENTITY, "corr", bounds, lambda: next(ids), NOW_MS,
+        Submission(**{"command": "a:add", "args": {"n": 1}, **asked}), header_key, registry(), Nodes(), IDENTITY,
+        "corr", bounds, lambda: next(ids), NOW_MS,
     )  # fmt: skip
 
 
@@ -160,7 +172,7 @@ def test_short_names_and_aliases_are_resolved_to_the_full_name() -> None:
         ({"target": "n9"}, Reason.TARGET_UNKNOWN, "n9"),
         ({"target": ""}, Reason.TARGET_INVALID, "any"),
         ({"target": "session:7"}, Reason.TARGET_INVALID, "session:7"),
-        ({"target": "zone=a"}, Reason.TARGET_INVALID, "zone=a"),
+        ({"target": "zone=a"}, Reason.TARGET_UNKNOWN, "zone=a"),
         ({"target": "all", "command": "b:ping", "args": {}}, Reason.TARGET_UNKNOWN, "b:ping"),
         ({"deadline_ms": 0}, Reason.DEADLINE_INVALID, "600000"),
         ({"deadline_ms": -1}, Reason.DEADLINE_INVALID, "600000"),
@@ -221,7 +233,95 @@ def test_the_order_of_arguments_is_no_difference() -> None:
     def digest(args: dict[str, Any]) -> bytes:
         asked = Submission("a:two", args, idempotency_key="k")
         return plan(
-            asked, None, whole, (), lambda _: [], IDENTITY, "", BOUNDS, lambda: "id", NOW_MS
+            asked, None, whole, Nodes(), IDENTITY, "", BOUNDS, lambda: "id", NOW_MS
         ).run.payload_hash  # fmt: skip
 
     assert digest({"x": 1, "y": {"a": 1, "b": 2}}) == digest({"y": {"b": 2, "a": 1}, "x": 1})
+
+
+# -- labels, order, time, callbacks
+
+
+@pytest.mark.parametrize(
+    ("target", "nodes"),
+    [("region=eu", ["n1"]), ("region!=eu", ["n2"]), ("region=us, tier!=1", ["n2"]), ("tier=1,region=eu", ["n1"]),
+     ("tier!=9", ["n1", "n2"])],
+)  # fmt: skip
+def test_labels_choose_among_linked_nodes_that_offer_the_command(target: str, nodes: list[str]) -> None:
+    run = planned(target=target).run
+    assert [child.target_node for child in run.children] == nodes
+    assert {child.parent_id for child in run.children} == {run.run_id}
+    assert len({child.run_id for child in (run, *run.children)}) == len(nodes) + 1
+
+
+def test_labels_that_no_node_has_are_an_unknown_target() -> None:
+    assert refusal(target="region=mars").reason is Reason.TARGET_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "target", ["=", "a=", "=b", "a==b", "region=eu,", "region=eu;tier=1", "a=b=c", "A=b"]
+)
+def test_a_malformed_selector_is_told(target: str) -> None:
+    if target == "a=":  # an empty value is one
+        assert refusal(target=target).reason is Reason.TARGET_UNKNOWN
+    else:
+        assert refusal(target=target).reason is Reason.TARGET_INVALID
+
+
+def test_only_the_parent_carries_what_belongs_to_the_request() -> None:
+    run = planned("key", target="all", callback_url="https://example.com/hook").run
+    assert (run.idempotency_key, run.callback_url) == ("key", "https://example.com/hook")
+    assert {(child.idempotency_key, child.callback_url) for child in run.children} == {("", "")}
+
+
+def test_a_scheduled_run_has_its_deadline_from_when_it_is_due() -> None:
+    run = planned(delay_ms=5_000, deadline_ms=1_000).run
+    assert (run.not_before_ms, run.deadline_at_ms) == (NOW_MS + 5_000, NOW_MS + 6_000)
+    run = planned(schedule_at="1970-01-01T00:20:00Z", deadline_ms=1_000).run
+    assert (run.not_before_ms, run.deadline_at_ms) == (1_200_000, 1_201_000)
+    assert planned(schedule_at="1970-01-01T00:00:01+00:00").run.not_before_ms == 0, (
+        "what is past is due at once"
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"delay_ms": -1}, {"delay_ms": 31 * 86_400_000}, {"schedule_at": "tomorrow"},
+     {"schedule_at": "2030-01-01T00:00:00"}, {"schedule_at": "2999-01-01T00:00:00Z"},
+     {"schedule_at": "1970-01-01T00:20:00Z", "delay_ms": 5}],
+)  # fmt: skip
+def test_a_schedule_that_cannot_be_kept_is_refused(asked: dict[str, Any]) -> None:
+    assert refusal(**asked).reason is Reason.SCHEDULE_INVALID
+
+
+@pytest.mark.parametrize(
+    "asked", [{"priority": -1}, {"priority": 10}, {"ordering_key": "with space"}, {"ordering_key": "x" * 201}]
+)
+def test_priorities_and_ordering_keys_have_bounds(asked: dict[str, Any]) -> None:
+    assert refusal(**asked).reason is Reason.BODY_MALFORMED
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/x", "ftp://example.com", "https://user@example.com/", "not a url"]
+)
+def test_a_callback_may_not_lead_inside(url: str) -> None:
+    assert refusal(callback_url=url).reason is Reason.CALLBACK_URL_REFUSED
+
+
+def test_a_callback_needs_a_secret_to_be_signed_with() -> None:
+    unsigned = SubmitLimits(1_000, 5, 30_000, 600_000, True, callbacks_signed=False)
+    assert BOUNDS.callbacks_signed
+    with pytest.raises(Refused) as caught:
+        planned(bounds=unsigned, callback_url="https://example.com/hook")
+    assert caught.value.reason is Reason.CALLBACK_URL_REFUSED
+
+
+def test_two_requests_under_one_key_are_the_same_only_if_everything_is() -> None:
+    first = planned("k").run.payload_hash
+    for more in (
+        {"priority": 6},
+        {"ordering_key": "o"},
+        {"delay_ms": 1},
+        {"callback_url": "https://example.com/"},
+    ):
+        assert planned("k", **more).run.payload_hash != first

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+from fairlead.proxy.dispatch.circuit import Circuit
+
+TURNED_DOWN_PAUSE_S: Final = 0.25
+TURNED_DOWN_PAUSE_MAX_S: Final = 8.0
+TURNED_DOWN_FORGOTTEN_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -30,11 +37,42 @@ class Slot:
     takes_new: bool = False  # synchronized, neither paused nor draining
     confirmed: bool = False  # synchronized at least once on this link
     outstanding: dict[str, Outstanding] = field(default_factory=dict)
-    not_before_s: float = 0.0  # after it turned something down, or had nothing to take
+    not_before_s: float = 0.0  # after it turned something down, or found nothing to take
+    found_nothing_at: int = -1  # the outbox's news when it last found less than it had room for
+    turned_down: int = 0  # pauses in a row because it did, without a run that ended in between
+    turned_down_until_s: float = 0.0
+    circuit: Circuit = field(default_factory=Circuit)
+    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def room(self) -> int:
-        return max(0, self.capacity - len(self.outstanding)) if self.takes_new else 0
+        if not self.takes_new:
+            return 0
+        free = self.capacity - len(self.outstanding)
+        return free if free > 0 else 0
+
+    def turns_down(self, now_s: float) -> None:
+        """It refused what it was given. Said of many runs together it counts once; again and again, the pauses grow."""
+        if now_s < self.turned_down_until_s:
+            return
+        pause_s = min(TURNED_DOWN_PAUSE_MAX_S, TURNED_DOWN_PAUSE_S * 2 ** min(self.turned_down, 8))
+        self.turned_down += 1
+        self.turned_down_until_s = now_s + pause_s
+        self.not_before_s = max(self.not_before_s, self.turned_down_until_s)
+
+    def try_anew(self) -> None:
+        """Something about it changed, or a run ended there: what it turned down, or did not find, says nothing now."""
+        self.turned_down, self.found_nothing_at = 0, -1
+        self.turned_down_until_s = self.not_before_s = 0.0
+
+    def tick(self, now_s: float) -> None:
+        self.circuit.tick(now_s)
+        if self.turned_down and now_s - self.turned_down_until_s >= TURNED_DOWN_FORGOTTEN_S:
+            self.turned_down = 0
+
+    @property
+    def healthy(self) -> bool:
+        return self.circuit.admits(len(self.outstanding))
 
 
 class Fleet:
@@ -57,26 +95,51 @@ class Fleet:
             slot = self.slots.get(target_node)
             return slot if slot and slot.room and command in slot.offers else None
         best: Slot | None = None
-        best_load = 2.0
+        best_load = 4.0
         slots = list(self.slots.values())
         self._turn += 1
         for index in range(len(slots)):
             slot = slots[(index + self._turn) % len(slots)]
             if not slot.room or command not in slot.offers:
                 continue
-            load = len(slot.outstanding) / slot.capacity
+            # One whose circuit is open, or that turns runs down, comes after every other and before nobody at all.
+            load = (
+                len(slot.outstanding) / slot.capacity
+                + (0.0 if slot.healthy else 2.0)
+                + bool(slot.turned_down)
+            )
             if load < best_load:
                 best, best_load = slot, load
         return best
 
-    def claimers(self, pending: dict[str, int], now_s: float) -> Sequence[Slot]:
-        """Nodes that have room and may have something waiting for them."""
+    def takes_anybodys(self, slot: Slot) -> bool:
+        """Whether a node may claim what any node may take: unless its circuit is open and another's is not."""
+        if slot.healthy:
+            return True
+        return not any(
+            other.healthy and other.takes_new for other in self.slots.values() if other is not slot
+        )
+
+    def claimers(self, pending: dict[str, int], now_s: float, news: int = 0) -> Sequence[Slot]:
+        """Nodes that have room and may have something waiting for them, which they did not look for in vain already."""
+        return [slot for slot in self._hopeful(pending, news) if now_s >= slot.not_before_s]
+
+    def next_turn_s(self, pending: dict[str, int], now_s: float, news: int) -> float:
+        """When the first pause ends of a node that would claim now."""
+        later = [slot.not_before_s for slot in self._hopeful(pending, news) if now_s < slot.not_before_s]
+        return min(later, default=float("inf"))
+
+    def _hopeful(self, pending: dict[str, int], news: int) -> list[Slot]:
         anybody = pending.get("", 0) > 0
         return [
             slot
             for slot in self.slots.values()
-            if slot.room and now_s >= slot.not_before_s and (anybody or pending.get(slot.node_id, 0) > 0)
+            if slot.room and slot.found_nothing_at != news and (anybody or pending.get(slot.node_id, 0) > 0)
         ]
+
+    def labels(self, node_id: str) -> dict[str, str]:
+        slot = self.slots.get(node_id)
+        return slot.labels if slot else {}
 
     def outstanding(self) -> int:
         return sum(len(slot.outstanding) for slot in self.slots.values())

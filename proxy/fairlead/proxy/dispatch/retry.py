@@ -13,7 +13,7 @@ from typing import Final
 
 from fairlead.protocol.reasons import Reason, ResponseClass, parse_reason, traits
 from fairlead.protocol.registry import Effect
-from fairlead.proxy.store.interface import RetryGrant
+from fairlead.proxy.store.records import RetryGrant
 
 # The handler ended, says the node, and nothing lasting came of it.
 RETRYABLE_ENDS: Final = frozenset({Reason.HANDLER_FAILED_TRANSIENT, Reason.HANDLER_TIMEOUT})

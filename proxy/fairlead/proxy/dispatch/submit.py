@@ -10,7 +10,8 @@ import hashlib
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -18,13 +19,17 @@ from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.protocol.registry import Item, Registry
 from fairlead.protocol.schema import argument_problems
-from fairlead.proxy.store.interface import NewRun
+from fairlead.proxy.store.records import NewRun
+from fairlead.runtime.addresses import callback_url_problem
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_TENANT: Final = "default"
 ANY: Final = "any"
 ALL: Final = "all"
+PRIORITY_DEFAULT: Final = 5
+PRIORITY_MAX: Final = 9
+_TERM: Final = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})(!?=)([A-Za-z0-9._-]{0,63})")
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,6 +41,11 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True):
     tenant: str = DEFAULT_TENANT
     idempotency_key: str | None = None
     deadline_ms: int | None = None
+    ordering_key: str = ""
+    priority: int = PRIORITY_DEFAULT
+    delay_ms: int = 0
+    schedule_at: str | None = None
+    callback_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,21 @@ class SubmitLimits:
     deadline_default_ms: int
     deadline_max_ms: int
     idempotency_enabled: bool
+    schedule_max_ms: int = 30 * 86_400_000
+    callback_hosts: tuple[str, ...] = ()
+    callbacks_signed: bool = True  # a secret is configured to sign callbacks with
+
+
+class NodesView(Protocol):
+    """What planning asks about nodes."""
+
+    def node_ids(self) -> Collection[str]:
+        """All that are known, linked or not."""
+
+    def offering(self, command: str) -> list[str]:
+        """Linked nodes that can execute a command."""
+
+    def labels(self, node_id: str) -> dict[str, str]: ...
 
 
 def parse_one(body: bytes) -> Submission:
@@ -80,8 +105,7 @@ def parse_batch(body: bytes, bounds: SubmitLimits) -> list[Submission | Refused]
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True):
     """A submission that may be accepted: its run and the descriptor it will execute."""
 
     run: NewRun
@@ -92,17 +116,15 @@ def plan(
     asked: Submission,
     header_key: str | None,
     registry: Registry,
-    node_ids: Collection[str],
-    offering: Callable[[str], list[str]],
+    nodes: NodesView,
     identity: Identity,
     correlation_id: str,
     bounds: SubmitLimits,
     new_id: Callable[[], str],
     now_ms: int,
 ) -> Planned:
-    """Raises Refused. `offering(command)` lists the linked nodes that can execute it."""
-    item = _resolve(registry, asked.command)
-    descriptor = item.descriptor
+    """A submission as it comes over HTTP. Raises Refused."""
+    item = resolve(registry, asked.command)
     if not _TENANT.fullmatch(asked.tenant):
         raise Refused(Reason.BODY_MALFORMED, "tenant must be 1 to 64 letters, digits, dots, dashes")
     args_json = msgspec.json.encode(asked.args)
@@ -110,42 +132,127 @@ def plan(
         raise Refused(
             Reason.BODY_TOO_LARGE, f"args have {len(args_json)} bytes, at most {bounds.args_bytes_max}"
         )
-    problems = argument_problems(descriptor.parameters, asked.args)
+    problems = argument_problems(item.descriptor.parameters, asked.args)
     if problems:
         raise Refused(Reason.ARGUMENTS_INVALID, "; ".join(problems))
-    deadline_ms = bounds.deadline_default_ms if asked.deadline_ms is None else asked.deadline_ms
-    if not 1 <= deadline_ms <= bounds.deadline_max_ms:
-        raise Refused(Reason.DEADLINE_INVALID, f"deadline_ms must be from 1 to {bounds.deadline_max_ms}")
     key = idempotency_key(asked, header_key, bounds)
-    payload_hash = payload_hash_of(asked) if key else b""
-    run_id = new_id()
+    return build(
+        item, args_json, asked.target, nodes, msgspec.json.encode(identity), asked.tenant, correlation_id, new_id(),
+        now_ms, bounds, deadline_ms=asked.deadline_ms, delay_ms=delay_of(asked, now_ms),
+        ordering_key=asked.ordering_key, priority=asked.priority, callback_url=asked.callback_url,
+        idempotency_key=key, payload_hash=payload_hash_of(asked) if key else b"", new_id=new_id,
+    )  # fmt: skip
 
-    def run(identifier: str, target: str, node: str, **more: Any) -> NewRun:
-        return NewRun(
-            run_id=identifier, tenant=asked.tenant, command=descriptor.name, effect=descriptor.effect,
-            args_json=args_json, target=target, target_node=node,
-            identity_json=msgspec.json.encode(identity), correlation_id=correlation_id, accepted_at_ms=now_ms,
-            deadline_at_ms=now_ms + deadline_ms, timeout_ms=descriptor.timeout_ms,
-            attempts_max=descriptor.attempts_max, **more,
+
+def build(
+    item: Item,
+    args_json: bytes,
+    target: str,
+    nodes: NodesView,
+    identity_json: bytes,
+    tenant: str,
+    correlation_id: str,
+    run_id: str,
+    now_ms: int,
+    bounds: SubmitLimits,
+    *,
+    new_id: Callable[[], str],
+    deadline_ms: int | None = None,
+    delay_ms: int = 0,
+    ordering_key: str = "",
+    priority: int = PRIORITY_DEFAULT,
+    callback_url: str = "",
+    idempotency_key: str = "",
+    payload_hash: bytes = b"",
+    chosen_id: bool = False,
+) -> Planned:
+    """The run of a submission whose command and arguments have been judged. Raises Refused."""
+    descriptor = item.descriptor
+    if deadline_ms is None:
+        deadline_ms = bounds.deadline_default_ms
+    elif not 1 <= deadline_ms <= bounds.deadline_max_ms:
+        raise Refused(Reason.DEADLINE_INVALID, f"deadline_ms must be from 1 to {bounds.deadline_max_ms}")
+    if not 0 <= delay_ms <= bounds.schedule_max_ms:
+        raise Refused(Reason.SCHEDULE_INVALID, f"at most {bounds.schedule_max_ms} ms ahead")
+    if not 0 <= priority <= PRIORITY_MAX:
+        raise Refused(Reason.BODY_MALFORMED, f"priority must be from 0 to {PRIORITY_MAX}, the highest first")
+    if ordering_key and not _KEY.fullmatch(ordering_key):
+        raise Refused(Reason.BODY_MALFORMED, "ordering_key must be 1 to 200 visible ASCII characters")
+    if callback_url:
+        problem = callback_url_problem(callback_url, bounds.callback_hosts)
+        if not bounds.callbacks_signed:
+            problem = "this proxy has no worker.callback_signing_secret to sign callbacks with"
+        if problem:
+            raise Refused(Reason.CALLBACK_URL_REFUSED, problem)
+    not_before_ms = now_ms + delay_ms if delay_ms else 0
+    run = NewRun(
+        run_id, tenant, descriptor.name, descriptor.effect, args_json, target, "", identity_json, correlation_id,
+        now_ms, now_ms + delay_ms + deadline_ms, descriptor.timeout_ms, descriptor.attempts_max,
+        idempotency_key, payload_hash, None, (), "", "", "", ordering_key, priority, not_before_ms, callback_url,
+        chosen_id,
+    )  # fmt: skip
+    if target == ANY:
+        return Planned(run, item)
+    if target == ALL or "=" in target:
+        members = _members(target, descriptor.name, nodes)
+        children = tuple(
+            msgspec.structs.replace(
+                run, run_id=new_id(), target=node, target_node=node, parent_id=run_id, idempotency_key="",
+                payload_hash=b"", callback_url="", chosen_id=False,
+            )
+            for node in members
         )  # fmt: skip
-
-    if asked.target == ALL:
-        nodes = offering(descriptor.name)
-        if not nodes:
-            raise Refused(Reason.TARGET_UNKNOWN, f"no linked node offers {descriptor.name}")
-        children = tuple(run(new_id(), node, node, parent_id=run_id) for node in nodes)
-        whole = run(run_id, ALL, "", children=children, idempotency_key=key, payload_hash=payload_hash)
-        return Planned(whole, item)
-    node = "" if asked.target == ANY else asked.target
-    if asked.target != ANY and node not in node_ids:
-        if ":" in node or "=" in node or not node:
-            raise Refused(Reason.TARGET_INVALID, f"{asked.target!r}: use a node id, `any` or `all`")
-        raise Refused(Reason.TARGET_UNKNOWN, f"no node {node!r}")
-    single = run(run_id, asked.target, node, idempotency_key=key, payload_hash=payload_hash)
-    return Planned(single, item)
+        return Planned(msgspec.structs.replace(run, children=children), item)
+    if target not in nodes.node_ids():
+        if ":" in target or not target:
+            raise Refused(
+                Reason.TARGET_INVALID, f"{target!r}: use a node id, `any`, `all` or labels such as region=eu"
+            )
+        raise Refused(Reason.TARGET_UNKNOWN, f"no node {target!r}")
+    return Planned(msgspec.structs.replace(run, target_node=target), item)
 
 
-def _resolve(registry: Registry, name: str) -> Item:
+def _members(target: str, command: str, nodes: NodesView) -> list[str]:
+    """The linked nodes that a target of several stands for, now."""
+    terms = () if target == ALL else selector(target)
+    found = [
+        node
+        for node in nodes.offering(command)
+        if all((nodes.labels(node).get(name) == value) is equal for name, equal, value in terms)
+    ]
+    if not found:
+        detail = f"no linked node offers {command}" + ("" if target == ALL else f" and has {target}")
+        raise Refused(Reason.TARGET_UNKNOWN, detail)
+    return found
+
+
+def selector(text: str) -> tuple[tuple[str, bool, str], ...]:
+    """`region=eu,tier!=spare` as (label, equal, value). Raises Refused(TARGET_INVALID)."""
+    terms = []
+    for part in text.split(","):
+        match = _TERM.fullmatch(part.strip())
+        if match is None:
+            raise Refused(Reason.TARGET_INVALID, f"{part!r} is no label=value or label!=value")
+        terms.append((match[1], match[2] == "=", match[3]))
+    return tuple(terms)
+
+
+def delay_of(asked: Submission, now_ms: int) -> int:
+    """How long the run has to wait, in milliseconds: `delay_ms`, or until `schedule_at`. Raises Refused."""
+    if asked.schedule_at is None:
+        return asked.delay_ms
+    if asked.delay_ms:
+        raise Refused(Reason.SCHEDULE_INVALID, "use delay_ms or schedule_at, not both")
+    try:
+        moment = datetime.fromisoformat(asked.schedule_at)
+    except ValueError as error:
+        raise Refused(Reason.SCHEDULE_INVALID, f"schedule_at: {error}") from error
+    if moment.tzinfo is None:
+        raise Refused(Reason.SCHEDULE_INVALID, "schedule_at needs an offset, such as Z or +02:00 (RFC 3339)")
+    return max(0, round(moment.timestamp() * 1000) - now_ms)
+
+
+def resolve(registry: Registry, name: str) -> Item:
     found = registry.resolve(name)
     if isinstance(found, Item):
         return found
@@ -156,7 +263,10 @@ def _resolve(registry: Registry, name: str) -> Item:
 
 def payload_hash_of(asked: Submission) -> bytes:
     """What makes two requests under one key the same request: everything but the key."""
-    payload = (asked.command, asked.args, asked.target, asked.deadline_ms)
+    payload = (
+        asked.command, asked.args, asked.target, asked.deadline_ms, asked.ordering_key, asked.priority, asked.delay_ms,
+        asked.schedule_at, asked.callback_url,
+    )  # fmt: skip
     encoded = msgspec.json.encode(payload, order="deterministic")
     return hashlib.blake2b(encoded, digest_size=32).digest()
 

@@ -14,7 +14,10 @@ from fairlead.protocol.reasons import Reason
 from fairlead.proxy.config import ProxyConfig
 from fairlead.proxy.control.control import Control
 from fairlead.proxy.control.nodes import NodeState
+from fairlead.proxy.dispatch.callbacks import Callbacks
+from fairlead.proxy.dispatch.circuit import CircuitState
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.dispatch.replayer import Replayer
 from fairlead.proxy.edge.listen import Edge
 from fairlead.proxy.ops.health import OK, CheckState, Finding
 from fairlead.proxy.store.interface import Store
@@ -28,10 +31,19 @@ class Checks:
     """Every check, over the parts it asks."""
 
     def __init__(
-        self, config: ProxyConfig, control: Control, dispatcher: Dispatcher, store: Store, edge: Edge
+        self,
+        config: ProxyConfig,
+        control: Control,
+        dispatcher: Dispatcher,
+        store: Store,
+        edge: Edge,
+        replayer: Replayer,
+        callbacks: Callbacks,
+        hears_siblings: Callable[[], bool],
     ) -> None:
         self._config, self._control, self._dispatcher = config, control, dispatcher
-        self._store, self._edge = store, edge
+        self._store, self._edge, self._replayer, self._callbacks = store, edge, replayer, callbacks
+        self._hears_siblings = hears_siblings
         self._unsynchronized_since_s: dict[str, float] = {}
 
     def all(self) -> dict[str, Callable[[], Finding]]:
@@ -45,6 +57,10 @@ class Checks:
             "keys": self.keys,
             "outbox": self.outbox,
             "dispatch": self.dispatch,
+            "circuits": self.circuits,
+            "replay_worker": self.replay_worker,
+            "callbacks": self.callbacks,
+            "siblings": self.siblings,
         }
 
     def listeners(self) -> Finding:
@@ -125,7 +141,7 @@ class Checks:
         return OK
 
     def outbox(self) -> Finding:
-        waiting, most = self._dispatcher.pending_total, self._config.dispatch.pending_max
+        waiting, most = self._dispatcher.outbox.due_total, self._config.dispatch.pending_max
         if waiting >= most * OUTBOX_WARN_SHARE:
             return Finding(CheckState.WARN, Reason.QUEUE_FULL.value, f"{waiting} of {most} runs are waiting")
         return OK
@@ -133,4 +149,44 @@ class Checks:
     def dispatch(self) -> Finding:
         if self._dispatcher.kill_switch:
             return Finding(CheckState.WARN, Reason.DISPATCH_KILL_SWITCH.value, "the kill switch is on")
+        paused = self._dispatcher.paused_tenants()
+        if paused:
+            return Finding(
+                CheckState.WARN, Reason.DLQ_TENANT_PAUSED.value, f"paused: {', '.join(sorted(paused)[:10])}"
+            )
+        return OK
+
+    def circuits(self) -> Finding:
+        """A node that is left alone because much fails on it."""
+        opened = [
+            node_id
+            for node_id, slot in sorted(self._dispatcher.fleet.slots.items())
+            if slot.circuit.state is not CircuitState.CLOSED
+        ]
+        if opened:
+            return Finding(CheckState.WARN, Reason.CIRCUIT_OPEN.value, ", ".join(opened[:10]))
+        return OK
+
+    def replay_worker(self) -> Finding:
+        """Off on purpose is no finding; failing is, and so is a worker that has not had a turn for long."""
+        if self._replayer.failing:
+            return Finding(CheckState.WARN, Reason.STORE_UNAVAILABLE.value, self._replayer.failing)
+        return OK
+
+    def callbacks(self) -> Finding:
+        dead = self._callbacks.counts.get("dead", 0)
+        if dead:
+            return Finding(
+                CheckState.WARN,
+                Reason.CALLBACK_DEAD.value,
+                f"{dead} given up; `fairlead callbacks replay` sends them again",
+            )
+        return OK
+
+    def siblings(self) -> Finding:
+        """Without their hints what other proxies do is seen a moment later, and nothing else changes."""
+        if self._store.shared and not self._hears_siblings():
+            return Finding(
+                CheckState.WARN, Reason.STORE_UNAVAILABLE.value, "no connection for hints of other proxies"
+            )
         return OK

@@ -6,7 +6,7 @@ Served on the operators' port, and on the clients' port where that is wanted; th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Final
 
 from fairlead.protocol.messages import Identity
@@ -14,6 +14,7 @@ from fairlead.protocol.reasons import Reason, Refused, traits
 from fairlead.protocol.registry import Registry
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
 from fairlead.proxy.dispatch.submit import (
+    NodesView,
     Planned,
     Submission,
     SubmitLimits,
@@ -23,7 +24,8 @@ from fairlead.proxy.dispatch.submit import (
     payload_hash_of,
     plan,
 )
-from fairlead.proxy.store.interface import Accepted, KeyReused, RunFilter, RunStatus, Store
+from fairlead.proxy.store.interface import AcceptOutcome, Store
+from fairlead.proxy.store.records import Accepted, KeyReused, RunFilter, RunStatus
 from fairlead.runtime.http.message import Request, Response, json_response
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
@@ -42,13 +44,13 @@ class DispatchApi:
         dispatcher: Dispatcher,
         store: Store,
         registry: Callable[[], Registry],
-        node_ids: Callable[[], Collection[str]],
+        nodes: NodesView,
         bounds: SubmitLimits,
         body_bytes_max: int,
         wait_max_s: int,
     ) -> None:
         self._world, self._observer, self._dispatcher, self._store = world, observer, dispatcher, store
-        self._registry, self._node_ids, self._bounds = registry, node_ids, bounds
+        self._registry, self._nodes, self._bounds = registry, nodes, bounds
         self._body_bytes_max, self._wait_max_s = body_bytes_max, wait_max_s
 
     async def one(self, request: Request, caller: Identity) -> Response:
@@ -78,7 +80,7 @@ class DispatchApi:
         """Per-item results in the order of the items; what can be accepted is, in one transaction."""
         self._check_size(request)
         self._dispatcher.check_open()
-        slots: list[Planned | Accepted | KeyReused | Refused] = []
+        slots: list[Planned | AcceptOutcome | Refused] = []
         for asked in parse_batch(request.body, self._bounds):
             if isinstance(asked, Refused):
                 slots.append(asked)
@@ -125,6 +127,30 @@ class DispatchApi:
             raise Refused(Reason.RUN_UNKNOWN, run_id)
         return json_response(found)
 
+    async def retry(self, run_id: str, caller: Identity) -> Response:
+        """Runbook 004: the owner of a FAILED run asks for a new one; the original stays as it is."""
+        self._dispatcher.check_open()
+        found = await self._store.run(run_id)
+        if found is None:
+            raise Refused(Reason.RUN_UNKNOWN, run_id)
+        self._dispatcher.check_room((found["tenant"],), 1)
+        accepted = await self._store.retry_failed(
+            run_id, self._world.new_id(), caller.principal, self._world.wall_ms()
+        )
+        self._dispatcher.outbox.look_soon()
+        headers = [("location", f"/api/runs/{accepted.run_id}")]
+        body = {"run_id": accepted.run_id, "status": accepted.status.value, "retry_of_run_id": run_id}
+        return json_response(body, 202, headers)
+
+    async def cancel(self, run_id: str, caller: Identity) -> Response:
+        """200 where it ended at once, 202 where its node has to confirm."""
+        outcome = await self._dispatcher.cancel(run_id, caller.principal, None)
+        body = {
+            "run_id": run_id, "status": outcome.status.value, "told": [node for _, _, node in outcome.tell],
+            "cancelled": [each.run_id for each in outcome.ended],
+        }  # fmt: skip
+        return json_response(body, 202 if outcome.tell else 200)
+
     async def runs(self, params: dict[str, str]) -> Response:
         unknown = set(params) - {"tenant", "status", "command", "node", "limit"}
         if unknown:
@@ -141,7 +167,7 @@ class DispatchApi:
 
     def _plan(self, asked: Any, header_key: str | None, request: Request, caller: Identity) -> Planned:
         return plan(
-            asked, header_key, self._registry(), self._node_ids(), self._dispatcher.fleet.offering, caller,
+            asked, header_key, self._registry(), self._nodes, caller,
             request.correlation_id, self._bounds, self._world.new_id, self._world.wall_ms(),
         )  # fmt: skip
 
@@ -172,8 +198,8 @@ class DispatchApi:
         return 0.0
 
 
-def _accepted(outcome: Accepted | KeyReused) -> Accepted:
-    if isinstance(outcome, KeyReused):
+def _accepted(outcome: AcceptOutcome) -> Accepted:
+    if not isinstance(outcome, Accepted):
         raise Refused(Reason.IDEMPOTENCY_KEY_REUSED, f"it belongs to run {outcome.run_id}")
     return outcome
 

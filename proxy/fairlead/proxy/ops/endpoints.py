@@ -18,6 +18,7 @@ class Scope(enum.StrEnum):
     OPEN = "open"  # anybody who reaches the port: load balancers ask here
     READ = "read"  # with a key, or from loopback where `open_reads` is set
     OPERATE = "operate"  # with a key
+    SIGNED = "signed"  # with a worker's signature over the body, which the endpoint itself verifies
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Endpoint:
     body: str = ""  # name of the request schema, if it takes one
 
 
-_O, _R, _K = Scope.OPEN, Scope.READ, Scope.OPERATE
+_O, _R, _K, _S = Scope.OPEN, Scope.READ, Scope.OPERATE, Scope.SIGNED
 
 ENDPOINTS: Final = (
     Endpoint("GET", "/health", _O, "health", "Health with every check explained; 503 unless READY or DEGRADED."),
@@ -52,6 +53,9 @@ ENDPOINTS: Final = (
     Endpoint("POST", "/api/nodes/{id}/resume", _K, "node_resume", "Resume the node's command bridge."),
     Endpoint("POST", "/api/nodes/{id}/resync", _K, "node_resync", "Send the node a whole registry snapshot."),
     Endpoint("POST", "/api/nodes/{id}/revoke", _K, "node_revoke", "Make the node's keys worthless; end its link."),
+    Endpoint("GET", "/api/clients", _K, "clients", "Linked applications."),
+    Endpoint("POST", "/api/clients/{id}/revoke", _K, "client_revoke",
+             "Make the application's keys worthless; end its links."),
     Endpoint("GET", "/api/commands", _K, "commands", "The registry with its generation and digest."),
     Endpoint("DELETE", "/api/commands/{id}", _K, "command_remove", "Take a command out of the registry."),
     Endpoint("GET", "/api/sessions", _K, "sessions", "Clients connected now."),
@@ -60,6 +64,31 @@ ENDPOINTS: Final = (
              public=True, body="Batch"),
     Endpoint("GET", "/api/runs", _K, "runs", "Recent runs."),
     Endpoint("GET", "/api/runs/{id}", _K, "run", "One run with its timeline.", public=True),
+    Endpoint("POST", "/api/runs/{id}/retry", _K, "run_retry", "Try a FAILED run of yours again, as a new run."),
+    Endpoint("POST", "/api/job-sources/runs/{id}/retry", _K, "run_retry", "The same under runbook 004's path."),
+    Endpoint("POST", "/api/runs/{id}/cancel", _K, "run_cancel", "Cancel a run."),
+    Endpoint("GET", "/api/ops/reliability/dlq", _K, "dlq", "Dead letters and their counts, or groups of them."),
+    Endpoint("GET", "/api/ops/reliability/dlq/replay-worker", _K, "dlq_worker",
+             "The replay worker's state and counters."),
+    Endpoint("GET", "/api/ops/reliability/dlq/{id}", _K, "dlq_record",
+             "One dead letter with every run of its lineage."),
+    Endpoint("POST", "/api/ops/reliability/dlq/replay", _K, "dlq_replay",
+             "Replay dead letters, or see what that would do.",
+             body="ReplayRequest"),
+    Endpoint("GET", "/api/ops/reliability/audit", _K, "audit", "The latest audit events."),
+    Endpoint("GET", "/api/budgets", _K, "budgets", "Replay budgets by tenant."),
+    Endpoint("PUT", "/api/budgets", _K, "budgets_save", "Set a tenant's replay budget.", body="BudgetChange"),
+    Endpoint("GET", "/api/controls/agents", _K, "agents", "Pauses and drains by tenant."),
+    Endpoint("PUT", "/api/controls/agents", _K, "agents_save", "Pause, resume, drain or undrain a tenant, or all (*).",
+             body="AgentChange"),
+    Endpoint("POST", "/api/controls/rate-limits/clear", _K, "rate_limits_clear", "Forget counts of rate limits.",
+             body="RateLimitClear"),
+    Endpoint("POST", "/api/controls/replay-guards/prune", _K, "replay_guards_prune",
+             "Count the replay guards that expired; forget them with apply=true."),
+    Endpoint("POST", "/callbacks/runs/{id}", _S, "callback", "A signed result of a worker without a link.",
+             public=True, body="CallbackResult"),
+    Endpoint("POST", "/callbacks/replay", _K, "callbacks_replay", "Send callbacks that were given up again.",
+             body="CallbackReplay"),
 )  # fmt: skip
 
 

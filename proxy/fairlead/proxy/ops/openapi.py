@@ -8,12 +8,26 @@ import msgspec
 
 from fairlead.protocol.reasons import TRAITS, Reason
 from fairlead.proxy.dispatch.submit import Submission
+from fairlead.proxy.ops.callbacks_api import CallbackReplay, CallbackResult
+from fairlead.proxy.ops.controls_api import AgentChange, BudgetChange, RateLimitClear
+from fairlead.proxy.ops.dead_letters_api import ReplayRequest
 from fairlead.proxy.ops.endpoints import ENDPOINTS, Scope
 
 
 def document(version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 description."""
-    _, components = msgspec.json.schema_components([Submission], ref_template="#/components/schemas/{name}")
+    _, components = msgspec.json.schema_components(
+        [
+            Submission,
+            CallbackResult,
+            CallbackReplay,
+            ReplayRequest,
+            BudgetChange,
+            AgentChange,
+            RateLimitClear,
+        ],
+        ref_template="#/components/schemas/{name}",
+    )
     reference = {"$ref": "#/components/schemas/Submission"}
     components["Batch"] = {"type": "array", "items": reference, "minItems": 1, "maxItems": 1000}
     components["Problem"] = {
@@ -41,7 +55,9 @@ def document(version: str) -> dict[str, Any]:
                 **_successes(endpoint.name),
             },
         }
-        if endpoint.scope is not Scope.OPEN:
+        if endpoint.scope is Scope.SIGNED:
+            operation["security"] = [{"workerSignature": []}]
+        elif endpoint.scope is not Scope.OPEN:
             operation["security"] = [{"opsKey": []}]
         if "{id}" in endpoint.path:
             operation["parameters"] = [
@@ -57,7 +73,10 @@ def document(version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"opsKey": {"type": "apiKey", "in": "header", "name": "x-ops-key"}},
+            "securitySchemes": {
+                "opsKey": {"type": "apiKey", "in": "header", "name": "x-ops-key"},
+                "workerSignature": {"type": "apiKey", "in": "header", "name": "x-worker-signature"},
+            },
         },
     }
 

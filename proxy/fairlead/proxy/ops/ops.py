@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,9 +14,14 @@ from fairlead.protocol.keys import Role
 from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.control.control import Control
+from fairlead.proxy.dispatch.circuit import CircuitState
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.dispatch.waiters import STORE_FAILURES
 from fairlead.proxy.ops import openapi, page
 from fairlead.proxy.ops.auth import OperatorKeys, is_loopback
+from fairlead.proxy.ops.callbacks_api import CallbacksApi
+from fairlead.proxy.ops.controls_api import ControlsApi
+from fairlead.proxy.ops.dead_letters_api import DeadLettersApi
 from fairlead.proxy.ops.dispatch_api import DispatchApi
 from fairlead.proxy.ops.endpoints import Endpoint, Found, Scope, find
 from fairlead.proxy.ops.health import Health
@@ -27,6 +34,16 @@ from fairlead.runtime.world import World
 PROBE_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Apis:
+    """What serves the endpoints of one subject each."""
+
+    dispatch: DispatchApi
+    dead_letters: DeadLettersApi
+    controls: ControlsApi
+    callbacks: CallbacksApi
+
+
 class Ops:
     """Serves the endpoint table."""
 
@@ -36,7 +53,7 @@ class Ops:
         observer: Observer,
         control: Control,
         dispatcher: Dispatcher,
-        api: DispatchApi,
+        apis: Apis,
         store: Store,
         health: Health,
         keys: OperatorKeys,
@@ -47,10 +64,16 @@ class Ops:
         facts: dict[str, Any],
     ) -> None:
         self._world, self._observer, self._control, self._dispatcher = world, observer, control, dispatcher
-        self._api, self._store, self._health, self._keys = api, store, health, keys
+        self._apis, self._store, self._health, self._keys = apis, store, health, keys
         self._edge_status, self._probe_disk = edge_status, probe_disk
         self._open_reads, self._facts = open_reads, facts
         self.in_flight = 0
+        self._counted: dict[str, Any] = {
+            "runs": {},
+            "dead_letters": {},
+            "callbacks": {},
+            "counted_at_ms": None,
+        }
         self._started_s = trio.current_time()
         self._document = json_response(openapi.document(VERSION))
         self._requests = observer.metrics.counter(
@@ -106,6 +129,8 @@ class Ops:
         return response
 
     def _authorize(self, endpoint: Endpoint, request: Request, public_only: bool) -> Identity:
+        if endpoint.scope is Scope.SIGNED:
+            return Identity("worker")  # nothing rests on it: the endpoint judges the signature
         given = request.header("x-ops-key")
         if given is None and not public_only:
             if endpoint.scope is Scope.OPEN:
@@ -187,10 +212,18 @@ class Ops:
                 "commands": len(registry.items),
             },
             "nodes": [self._control.describe(node_id) for node_id in sorted(self._control.nodes.nodes)],
+            "clients": self._control.clients.describe(),
             "dispatch": {
-                "runs": await self._store.status_counts(),
-                "pending": self._dispatcher.pending_total,
-                "delayed": self._dispatcher.delayed,
+                **await self._counts(),
+                "pending": self._dispatcher.outbox.due_total,
+                "delayed": self._dispatcher.outbox.delayed,
+                "lag": self._dispatcher.outbox.status(),
+                "circuits": {
+                    node: slot.circuit.state.value
+                    for node, slot in self._dispatcher.fleet.slots.items()
+                    if slot.circuit.state is not CircuitState.CLOSED
+                },
+                "paused_tenants": self._dispatcher.paused_tenants(),
                 "retry_budget": self._dispatcher.budget.allowed,
                 "outstanding": self._dispatcher.fleet.outstanding(),
                 "store_waiting": self._store.waiting(),
@@ -198,6 +231,18 @@ class Ops:
             "rejects": self._observer.rejects(),
             "recent_rejects": list(self._observer.recent)[-20:],
         }
+
+    async def _counts(self) -> dict[str, Any]:
+        """What only the store knows; where it fails, as it was last heard: then the rest is needed most."""
+        if self._dispatcher.store_failing_since_s is None:
+            with contextlib.suppress(*STORE_FAILURES):  # the check of the store tells of it
+                self._counted = {
+                    "runs": await self._store.status_counts(),
+                    "dead_letters": await self._store.dead_letter_counts(),
+                    "callbacks": await self._store.callback_counts(),
+                    "counted_at_ms": self._world.wall_ms(),
+                }
+        return self._counted
 
     # -- nodes and commands
 
@@ -236,6 +281,15 @@ class Ops:
         epoch = await self._control.revoke(node_id, caller.principal)
         return json_response({"id": node_id, "key_epoch": epoch})
 
+    async def serve_clients(self, request: Request, caller: Identity, _: str) -> Response:
+        return json_response({"clients": self._control.clients.describe()})
+
+    async def serve_client_revoke(self, request: Request, caller: Identity, client_id: str) -> Response:
+        if not self._control.keys.listed(Role.CLIENT, client_id):
+            raise Refused(Reason.CLIENT_UNKNOWN, client_id)
+        epoch = await self._control.revoke_client(client_id, caller.principal)
+        return json_response({"id": client_id, "key_epoch": epoch})
+
     async def serve_commands(self, request: Request, caller: Identity, _: str) -> Response:
         registry = self._control.registry.registry
         position = registry.position
@@ -271,16 +325,63 @@ class Ops:
     # -- runs
 
     async def serve_dispatch(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._api.one(request, caller)
+        return await self._apis.dispatch.one(request, caller)
 
     async def serve_dispatch_batch(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._api.batch(request, caller)
+        return await self._apis.dispatch.batch(request, caller)
 
     async def serve_runs(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._api.runs(request.params())
+        return await self._apis.dispatch.runs(request.params())
 
     async def serve_run(self, request: Request, caller: Identity, run_id: str) -> Response:
-        return await self._api.run(run_id)
+        return await self._apis.dispatch.run(run_id)
+
+    async def serve_run_retry(self, request: Request, caller: Identity, run_id: str) -> Response:
+        return await self._apis.dispatch.retry(run_id, caller)
+
+    async def serve_run_cancel(self, request: Request, caller: Identity, run_id: str) -> Response:
+        return await self._apis.dispatch.cancel(run_id, caller)
+
+    # -- dead letters, controls, callbacks
+
+    async def serve_dlq(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.dead_letters.list(request.params())
+
+    async def serve_dlq_record(self, request: Request, caller: Identity, record_id: str) -> Response:
+        return await self._apis.dead_letters.one(record_id)
+
+    async def serve_dlq_replay(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.dead_letters.replay(request, caller)
+
+    async def serve_dlq_worker(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.dead_letters.worker()
+
+    async def serve_audit(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.audit(request.params())
+
+    async def serve_budgets(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.budgets()
+
+    async def serve_budgets_save(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.save_budget(request, caller)
+
+    async def serve_agents(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.agents()
+
+    async def serve_agents_save(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.save_agents(request, caller)
+
+    async def serve_rate_limits_clear(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.clear_rate_limits(request, caller)
+
+    async def serve_replay_guards_prune(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.prune_guards(request, caller)
+
+    async def serve_callback(self, request: Request, caller: Identity, run_id: str) -> Response:
+        return await self._apis.callbacks.receive(request, run_id)
+
+    async def serve_callbacks_replay(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.callbacks.replay(request, caller)
 
 
 def _ms(began_s: float) -> float:
