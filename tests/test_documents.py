@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from fairlead.cli.main import make_parser
 from fairlead.cli.reasons_page import markdown
 from fairlead.protocol import limits
 from fairlead.proxy.ops.endpoints import ENDPOINTS
@@ -49,3 +55,43 @@ def test_protocol_document_states_the_limits_in_force() -> None:
     text = (ROOT / "docs/protocol.md").read_text()
     assert f"{limits.REKEY_FRAMES:,} frames or ten minutes" in text
     assert limits.REKEY_INTERVAL_MS == 600_000
+
+
+DOCUMENTS = (
+    "README.md",
+    "SECURITY.md",
+    "docs/api.md",
+    "docs/operations.md",
+    "docs/callbacks.md",
+    "CHANGELOG.md",
+)
+
+
+def parts_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(
+        (dict(each.choices) for each in parser._actions if isinstance(each, argparse._SubParsersAction)), {}
+    )
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """What is printed to be typed: in code, with `fairlead` first."""
+    code = re.findall(r"`(?:\.venv/bin/)?fairlead ([^`\n]+)`", text)
+    block = re.findall(r"^ {4}(?:\$ )?(?:\.venv/bin/)?fairlead (.+?)(?:  +#.*)?$", text, re.MULTILINE)
+    yield from (*code, *block)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_that_the_documents_name_exist(name: str) -> None:
+    for line in command_lines((ROOT / name).read_text()):
+        parser, is_value = make_parser(), False
+        for word in shlex.split(line.replace("...", "")):
+            if word.startswith("--"):
+                options = {option: each for each in parser._actions for option in each.option_strings}
+                assert word in options, f"{name}: fairlead {line}: {word}"
+                is_value = options[word].nargs != 0
+            elif (parts := parts_of(parser)) and not is_value:
+                for each in word.split("|"):
+                    assert each in parts, f"{name}: fairlead {line}: {each}"
+                parser = parts[word.split("|")[0]]
+            else:
+                is_value = False

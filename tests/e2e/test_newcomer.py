@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from tests.support.processes import PROXY, Fleet, clean_environ, free_port, http
 from fairlead.protocol.reasons import Reason
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_client_that_simply_leaves_is_nobodys_fault(tmp_path: Path) -> None:
@@ -128,7 +130,11 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 
 def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
     """One demo for each folder; environment that is no secret reaches it; a killed node comes back; it stops."""
-    offset = free_offset()
+    offset, older = free_offset(), secrets.token_hex(24)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/demo.env").write_text(
+        f"FAIRLEAD_OPS_KEY={older}\nDEMO_PROXY_SECRET={secrets.token_hex(32)}\n"
+    )
     with demo(tmp_path / "data", offset, DISPATCH_RETENTION_HOURS="99") as first:
         try:
             wait_for(first, "Ctrl-C stops everything")
@@ -138,6 +144,7 @@ def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
                 if "=" in line
             )
             assert (tmp_path / "data/demo.env").stat().st_mode & 0o077 == 0
+            assert values["FAIRLEAD_OPS_KEY"] == older, "what an earlier version wrote is kept, and completed"
             second = demo(tmp_path / "data", free_offset())
             out, _ = second.communicate(timeout=20)
             assert second.returncode == 1
@@ -150,6 +157,24 @@ def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
                 "ctl", "dispatch", "demo:add", "key=a", "amount=3", "--target", "lobby-1", environ=ctl
             )
             assert "COMPLETED" in ended.stdout, ended
+            submitted = subprocess.run(
+                [sys.executable, str(ROOT / "examples/submit.py")],
+                env={**clean_environ(), "FAIRLEAD_DATA": str(tmp_path / "data")}, capture_output=True, text=True,
+                timeout=30, check=False,
+            )  # fmt: skip
+            assert "100 of 100 completed" in submitted.stdout, submitted
+            assert "'total': 3" in submitted.stdout
+            assert "FAILED HANDLER_FAILED" in submitted.stdout, "and a dead letter is left"
+            assert "1 queued" in run_cli("ctl", "dlq", environ=ctl).stdout
+            told = run_cli(
+                "ctl",
+                "dispatch",
+                "demo:echo",
+                "--callback-url",
+                f"http://127.0.0.1:{8080 + offset}/echo",
+                environ=ctl,
+            )
+            assert "COMPLETED" in told.stdout, "a callback may reach the demo's own loopback"
             assert http_call(8080 + offset, "GET", "/whoami").status == 200
             assert http_call(9100 + offset, "GET", "/").status == 302
         finally:
@@ -165,6 +190,20 @@ def test_the_demo_from_start_to_stop(tmp_path: Path) -> None:
         time.sleep(0.05)
     else:
         raise AssertionError("the proxy outlived its demo")
+
+
+def test_the_demo_keeps_its_runs_where_store_url_says(tmp_path: Path, database_url: str) -> None:
+    offset = free_offset()
+    with demo(tmp_path / "data", offset, STORE_URL=database_url) as process:
+        try:
+            said = wait_for(process, "Ctrl-C stops everything")
+            assert "the store is postgresql" in said
+            assert http_call(9100 + offset, "GET", "/status").json()["store"] == "postgresql"
+            assert not (tmp_path / "data/fairlead.db").exists()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+        assert process.returncode == 0
 
 
 def test_a_demo_that_cannot_start_says_why_and_gives_up(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.processes import PROXY, Answer, Fleet, clean_environ, http_call, metric_in, run_cli, until
+from tests.support.ctl import cli
+from tests.support.processes import PROXY, Answer, Fleet, http_call, metric_in, run_cli, until
 from tests.support.raw_peer import dial, node_key
 
 from fairlead.protocol.keys import Role
@@ -284,38 +284,14 @@ def test_revoke_and_a_new_key(fleet: Fleet) -> None:
 
 # -- fairlead ctl
 
-# Runs many command lines in one process: starting an interpreter for each would be most of the test's time.
-_CTL_DRIVER = """
-import contextlib, io, json, os, sys
-from fairlead.cli.main import main
-found = []
-for words, environ in json.load(sys.stdin):
-    os.environ.update(environ)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(words)
-        except SystemExit as ended:
-            status = ended.code
-        except Exception as error:
-            status = f"{type(error).__name__}: {error}"
-    found.append((status, out.getvalue(), err.getvalue()))
-json.dump(found, sys.stdout)
-"""
 Ctl = tuple[int | str, str, str]
 
 
 def ctl(fleet: Fleet, *asked: tuple[tuple[str, ...], dict[str, str]]) -> list[Ctl]:
     """Exit status, standard output and standard error of `fairlead ctl` for each command line."""
-    usual = {"FAIRLEAD_URL": f"http://127.0.0.1:{fleet.ops_port}", "FAIRLEAD_OPS_KEY": fleet.ops_key}
-    rows = [(["ctl", *words], {**usual, **environ}) for words, environ in asked]
-    done = subprocess.run(
-        [sys.executable, "-c", _CTL_DRIVER], input=json.dumps(rows), env=clean_environ(), capture_output=True,
-        text=True, timeout=60, check=True,
-    )  # fmt: skip
-    found = [(each[0], each[1], each[2]) for each in json.loads(done.stdout)]
-    _answers.extend(out + err for _, out, err in found)
-    return found
+    found = cli(fleet, *((("ctl", *words), environ) for words, environ in asked))
+    _answers.extend(each.out + each.err for each in found)
+    return [(each.status, each.out, each.err) for each in found]
 
 
 def test_ctl_says_and_does_what_the_api_does(fleet: Fleet) -> None:

@@ -248,10 +248,9 @@ def test_an_identity_that_is_not_listed(fleet: Fleet) -> None:
 
 
 def test_a_role_that_is_not_served(fleet: Fleet) -> None:
-    for role in (Role.CLIENT, Role.EDGE):
-        with peer(fleet, role=role) as one, provokes(fleet, Reason.ROLE_NOT_SERVED):
-            one.send_bytes(one.opening)
-            assert one.rest() == []
+    with peer(fleet, role=Role.EDGE) as one, provokes(fleet, Reason.ROLE_NOT_SERVED):
+        one.send_bytes(one.opening)
+        assert one.rest() == []
 
 
 def test_no_common_version_is_told_inside_the_encrypted_verdict(fleet: Fleet) -> None:

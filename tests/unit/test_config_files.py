@@ -14,7 +14,7 @@ from tests.support.config_text import OPS_KEY, SECRET
 from fairlead.backend.config import NodeConfig, load_node_config
 from fairlead.cli.check_config import check_config
 from fairlead.proxy.config import ProxyConfig, load_proxy_config
-from fairlead.runtime.config import FAIRLEAD_NAMES, NOT_KEYS, environment_names
+from fairlead.runtime.config import FAIRLEAD_NAMES, NOT_KEYS, WORKER_NAMES, environment_names
 from fairlead.runtime.config_model import Configuration, element_table_of, is_secret, table_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -140,6 +140,8 @@ def test_checking_says_ok_or_every_problem(capsys, tmp_path):
 def test_each_process_accepts_the_names_of_the_other():
     names = {*environment_names(ProxyConfig), *environment_names(NodeConfig)}
     assert sorted(FAIRLEAD_NAMES) == sorted({*NOT_KEYS, *(n for n in names if n.startswith("FAIRLEAD_"))})
+    workers = {name for name in names if name.startswith("WORKER_")}
+    assert sorted(WORKER_NAMES) == sorted({"WORKER_BASE_URL", *workers})
 
 
 @pytest.mark.parametrize("model", [ProxyConfig, NodeConfig])

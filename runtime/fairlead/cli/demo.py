@@ -17,7 +17,9 @@ from pathlib import Path
 
 import trio
 
+from fairlead.protocol.keys import Role, derive
 from fairlead.runtime.process import EXIT_FAILED, EXIT_STOPPED, run_until_signalled
+from fairlead.runtime.secret import decode_secret
 from fairlead.runtime.world import RealWorld, World
 
 READY_TIMEOUT_S = 30.0
@@ -57,6 +59,16 @@ class Ports:
 
 
 NODES = ("lobby-1", "lobby-2")
+CLIENT = "demo-app"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What the demo's processes share."""
+
+    secret: str
+    ops: str
+    callback: str
 
 
 def run_demo(environ: Mapping[str, str]) -> int:
@@ -86,10 +98,19 @@ class Demo:
 
     def __init__(self, world: World, data: Path, ports: Ports, environ: Mapping[str, str]) -> None:
         self._world, self._data, self._ports = world, data, ports
-        inherited = ("SECURITY_", "RELIABILITY_OPS_", "FAIRLEAD_", "MESSAGING_", "OBSERVABILITY_", "STORE_")
+        inherited = (
+            "SECURITY_",
+            "RELIABILITY_OPS_",
+            "FAIRLEAD_",
+            "MESSAGING_",
+            "OBSERVABILITY_",
+            "STORE_",
+            "WORKER_CALLBACK_",
+        )
         self._environ = {key: value for key, value in environ.items() if not key.startswith(inherited)}
         self._environ["PYTHONUNBUFFERED"] = "1"
-        self._secret = self._ops_key = ""
+        self._store_url = environ.get("STORE_URL", "")
+        self._keys = Keys("", "", "")
         self._is_ready = False
         self._lock = -1
 
@@ -104,13 +125,24 @@ class Demo:
             ) from error
         offset = self._ports.http - 8080
         print(f"fairlead demo: starting a proxy and two nodes; state and logs in {self._data}", flush=True)
+        if self._store_url:
+            print(
+                f"fairlead demo: the store is {self._store_url.partition(':')[0]}, as STORE_URL says",
+                flush=True,
+            )
         async with trio.open_nursery() as nursery:
             config = self._data / "demo"
-            proxy_env = {"SECURITY_PROXY_SECRET": self._secret, "RELIABILITY_OPS_KEYS": self._ops_key}
+            proxy_env = {
+                "SECURITY_PROXY_SECRET": self._keys.secret,
+                "RELIABILITY_OPS_KEYS": self._keys.ops,
+                "WORKER_CALLBACK_SIGNING_SECRET": self._keys.callback,
+            }
+            if self._store_url:
+                proxy_env["STORE_URL"] = self._store_url
             nursery.start_soon(self._keep, "proxy", ["proxy", "--config", f"{config}/proxy.toml"], proxy_env)
             for index, node_id in enumerate(NODES):
                 node_env = {
-                    "FAIRLEAD_PROXY_SECRET": self._secret,
+                    "FAIRLEAD_PROXY_SECRET": self._keys.secret,
                     "DEMO_HTTP_PORT": str(self._ports.app_http[index]),
                     "DEMO_GAME_PORT": str(self._ports.app_game[index]),
                 }
@@ -154,28 +186,45 @@ class Demo:
 
     def _prepare(self) -> None:
         folder = self._data / "demo"
-        self._secret, self._ops_key = self._load_keys(self._data / "demo.env")
+        self._keys = self._load_keys(self._data / "demo.env")
         (folder / "proxy.toml").write_text(proxy_toml(self._ports, self._data))
         for index, node_id in enumerate(NODES):
             (folder / f"{node_id}.toml").write_text(node_toml(node_id, self._ports, index, folder))
 
-    def _load_keys(self, path: Path) -> tuple[str, str]:
-        """The demo's secret and operator key, made on the first start, readable by nobody else."""
-        if not path.exists():
-            secret, key = self._world.random_bytes(32).hex(), self._world.random_bytes(24).hex()
-            text = f"FAIRLEAD_OPS_KEY={key}\nFAIRLEAD_URL=http://127.0.0.1:{self._ports.ops}\nDEMO_PROXY_SECRET={secret}\n"
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    def _load_keys(self, path: Path) -> Keys:
+        """The demo's secrets, made on the first start, and what an operator and an application need of them and of the
+        ports. Readable by nobody else."""
+        held = (
+            dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+            if path.exists()
+            else {}
+        )
+        keys = Keys(
+            held.get("DEMO_PROXY_SECRET") or self._world.random_bytes(32).hex(),
+            held.get("FAIRLEAD_OPS_KEY") or self._world.random_bytes(24).hex(),
+            held.get("DEMO_CALLBACK_SECRET") or self._world.random_bytes(32).hex(),
+        )
+        secret = decode_secret(keys.secret)
+        if isinstance(secret, str):
+            raise DemoFailed(f"{path}: DEMO_PROXY_SECRET {secret}; delete the file and start again")
+        values = {
+            "FAIRLEAD_OPS_KEY": keys.ops,
+            "FAIRLEAD_URL": f"http://127.0.0.1:{self._ports.ops}",
+            "DEMO_PROXY_SECRET": keys.secret,
+            "DEMO_CALLBACK_SECRET": keys.callback,
+            "DEMO_CONTROL": f"127.0.0.1:{self._ports.control}",
+            "DEMO_CLIENT_ID": CLIENT,
+            # What an application is given: its own key, never the fleet's secret.
+            "DEMO_CLIENT_KEY": derive(secret, Role.CLIENT, CLIENT, 0).psk.hex(),
+        }
+        if held != values:
+            new = path.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-        values = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
-        wanted = f"http://127.0.0.1:{self._ports.ops}"
-        if values.get("FAIRLEAD_URL") != wanted:  # the offset changed since
-            values["FAIRLEAD_URL"] = wanted
-            path.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
-        try:
-            return values["DEMO_PROXY_SECRET"], values["FAIRLEAD_OPS_KEY"]
-        except KeyError as error:
-            raise DemoFailed(f"{path} lacks {error}; delete the file and start again") from error
+                file.writelines(f"{name}={value}\n" for name, value in values.items())
+            new.replace(path)
+        return keys
 
     async def _check_ports(self) -> None:
         taken = []
@@ -247,7 +296,7 @@ class Demo:
     async def _wait_ready(self) -> None:
         import httpx
 
-        headers = {"x-ops-key": self._ops_key}
+        headers = {"x-ops-key": self._keys.ops}
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
             while True:
                 try:
@@ -278,6 +327,8 @@ class Demo:
              .venv/bin/fairlead ctl status
              .venv/bin/fairlead ctl dispatch demo:add key=apples amount=3 --target lobby-1
              .venv/bin/fairlead ctl dispatch demo:announce message=hello --target all
+             .venv/bin/fairlead ctl dlq              what failed for good, and its replay
+  programs   FAIRLEAD_DATA={_shown(self._data)} .venv/bin/python examples/submit.py
   logs       {_shown(self._data)}/demo/*.log
 
   Kill a node (kill -9 $(cat {_shown(self._data)}/demo/lobby-1.pid)) and look: it comes back, and nothing is
@@ -345,6 +396,9 @@ node = "lobby-2"
 host = "127.0.0.1"
 port = {ports.app_game[1]}
 
+[[clients]]
+id = "{CLIENT}"
+
 [routing]
 default_backend_id = "lobby-1"
 
@@ -362,6 +416,15 @@ port = {ports.ops}
 
 [dispatch]
 public = true
+
+[reliability]
+dlq_replay_worker_enabled = true
+dlq_replay_interval_ms = 1000
+dlq_replay_min_age_ms = 1000
+dlq_replay_min_retry_interval_ms = 1000
+
+[worker]
+callback_allowed_hosts = ["127.0.0.1", "localhost"]
 
 [store]
 url = "sqlite:///{data}/fairlead.db"

@@ -13,7 +13,7 @@ from fairlead.runtime.version import VERSION
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point of `fairlead`."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Every verb with its options."""
     parser = argparse.ArgumentParser(
         prog="fairlead",
         description="A proxy and backend control plane: clients and durable commands, one fleet.",
@@ -60,9 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     codes.add_argument("--markdown", action="store_true", help="as docs/reasons.md")
     codes.set_defaults(run=_reason_codes)
 
-    from fairlead.cli import ctl, secrets
+    from fairlead.cli import callbacks, ctl, replay_guards, schema_preflight, secrets
 
+    schema_preflight.add_to(checks)
     secrets.add_to(verbs)
+    callbacks.add_to(verbs)
+    replay_guards.add_to(verbs)
     ctl.add_to(verbs)
     return parser
 

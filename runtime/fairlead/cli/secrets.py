@@ -13,6 +13,8 @@ from fairlead.runtime.process import EXIT_CONFIG, EXIT_STOPPED
 from fairlead.runtime.secret import decode_secret
 from fairlead.runtime.world import RealWorld
 
+_ROLES = {"node-key": Role.NODE, "client-key": Role.CLIENT}
+
 
 def add_to(verbs: Any) -> None:
     """Add the verb and its parts."""
@@ -23,11 +25,12 @@ def add_to(verbs: Any) -> None:
     for name, text in (
         ("fingerprint", "print which secret it is"),
         ("node-key", "print the key of one node"),
+        ("client-key", "print the key of one application"),
     ):
         each = parts.add_parser(name, help=text)
         if name == "fingerprint":
             each.add_argument("--id", default="", help="print the key id of this node too, as logs name it")
-        if name == "node-key":
+        if name != "fingerprint":
             each.add_argument("id")
             each.add_argument(
                 "--epoch", type=int, default=0, help="the identity's key epoch; raised by a revoke"
@@ -36,7 +39,7 @@ def add_to(verbs: Any) -> None:
             "--file",
             help="file with the secret; else from the environment",
         )
-        each.set_defaults(run=_fingerprint if name == "fingerprint" else _node_key)
+        each.set_defaults(run=_fingerprint if name == "fingerprint" else _peer_key, role=_ROLES.get(name))
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -71,11 +74,12 @@ def _fingerprint(options: argparse.Namespace) -> int:
     return EXIT_STOPPED
 
 
-def _node_key(options: argparse.Namespace) -> int:
+def _peer_key(options: argparse.Namespace) -> int:
     secret = _read(options)
     if secret is None:
         return EXIT_CONFIG
-    key = derive(secret, Role.NODE, options.id, options.epoch)
+    key = derive(secret, options.role, options.id, options.epoch)
     print(key.psk.hex())
-    print(f"key id {key.key_id.hex()} (public; compare it with /api/nodes)", file=sys.stderr)
+    shown = "nodes" if options.role is Role.NODE else "clients"
+    print(f"key id {key.key_id.hex()} (public; compare it with /api/{shown})", file=sys.stderr)
     return EXIT_STOPPED

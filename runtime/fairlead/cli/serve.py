@@ -15,7 +15,7 @@ from fairlead.backend.app import StartRefused as NodeStartRefused
 from fairlead.backend.config import load_node_config
 from fairlead.backend.handlers import Node
 from fairlead.proxy.app import Proxy
-from fairlead.proxy.app import StartRefused as ProxyStartRefused
+from fairlead.proxy.assembly import StartRefused as ProxyStartRefused
 from fairlead.proxy.config import load_proxy_config
 from fairlead.runtime.config import ConfigError
 from fairlead.runtime.log import Log, StderrSink

@@ -1,0 +1,23 @@
+"""`fairlead ctl`: the operator's verbs, over the ops API. Errors say what to do next; `--json` prints raw JSON.
+
+A file for each subject: `fleet` (what there is), `dispatching` (runs), `dead_letters`, `controls`; `calling` asks the
+proxy and `showing` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairlead.cli.ctl import controls, dead_letters, dispatching, fleet
+from fairlead.cli.ctl.calling import DEFAULT_URL, TIMEOUT_S, Failed
+from fairlead.cli.ctl.fleet import why
+
+__all__ = ["DEFAULT_URL", "TIMEOUT_S", "Failed", "add_to", "why"]
+
+
+def add_to(verbs: Any) -> None:
+    """Add the verb and its parts."""
+    ctl = verbs.add_parser("ctl", help="ask and command a running proxy")
+    parts = ctl.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for subject in (fleet, dispatching, dead_letters, controls):
+        subject.add_to(parts)
