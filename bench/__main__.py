@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import dispatch, registry, traffic
+from bench import client_link, dispatch, registry, traffic
 from bench.fleet import machine
+from bench.peers import measuring as peers
 
 PARTS = {
     "dispatch": dispatch.measure,
+    "client_link": client_link.measure,
+    "peers": peers.measure,
     "http": traffic.http,
     "tcp": traffic.tcp,
     "registry_2": lambda: registry.measure(2),

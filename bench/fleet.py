@@ -128,6 +128,8 @@ namespaces = ["demo"]
 [[nodes]]
 id = "sim-*"
 namespaces = ["sim"]
+[[clients]]
+id = "bench"
 [rate_limits]
 connection_per_ip_max = 1000000
 handshake_concurrent_per_address_max = 256
