@@ -5,22 +5,40 @@ The client runs in this process, so its CPU is what this process used; proxy and
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from bench.fleet import SECRET, Fleet
+from bench.flushes import Flushes
 from fairlead.client import Client, Ended, Run, Submit, open_client
 
 IN_FLIGHT = 256
 
 
+MEMORY = "/dev/shm"  # a file system on which fsync costs nothing
+
+
 def measure(seconds: float = 5.0) -> dict[str, Any]:
     with Fleet(nodes=1) as fleet:
-        return trio.run(_measure, fleet, seconds)
+        found = trio.run(_measure, fleet, seconds)
+    if Path(MEMORY).is_dir():
+        with Fleet(nodes=1, folder=MEMORY) as fleet:
+            found["sequential_no_op_data_in_memory"] = trio.run(_sequential, fleet, seconds)
+        shutil.rmtree(fleet.folder, ignore_errors=True)
+    return found
+
+
+async def _sequential(fleet: Fleet, seconds: float) -> dict[str, float]:
+    async with open_client(f"127.0.0.1:{fleet.ports['control']}", client_id="bench", secret=SECRET) as client:
+        for _ in range(200):
+            await client.call("demo:echo", {"text": "x"})
+        return await sequential(client, seconds, no_op)
 
 
 async def _measure(fleet: Fleet, seconds: float) -> dict[str, Any]:
@@ -35,6 +53,12 @@ async def _measure(fleet: Fleet, seconds: float) -> dict[str, Any]:
                 found[f"{IN_FLIGHT}_in_flight_{name}_{style}"] = await counted(
                     fleet, load, client, seconds, make
                 )
+        # Counting slows what is counted, so it has a window of its own.
+        pids = {name: process.pid for name, process in fleet.processes.items()}
+        for name, load in (("sequential", one_after_the_other), (f"{IN_FLIGHT}_in_flight", stream)):
+            with Flushes(pids) as flushes:
+                total = await load(client, 2.0, no_op)
+            found[f"flushes_per_run_{name}"] = flushes.per_run(total) or {"not counted": flushes.why_not}
     return found
 
 
@@ -55,15 +79,19 @@ async def sequential(client: Client, seconds: float, make: Callable[[int], Submi
     while time.monotonic() < deadline:
         asked = make(len(times))
         began = time.perf_counter()
-        run = await client.submit(asked.command, asked.args)
-        await run.wait(timeout_s=10)
+        await client.call(asked.command, asked.args)
         times.append((time.perf_counter() - began) * 1000)
     times.sort()
     return {
         "p50_ms": round(statistics.median(times), 2),
         "p99_ms": round(times[int(len(times) * 0.99)], 2),
         "runs_per_s": round(len(times) / seconds),
+        "runs": len(times),
     }
+
+
+async def one_after_the_other(client: Client, seconds: float, make: Callable[[int], Submit]) -> int:
+    return int((await sequential(client, seconds, make))["runs"])
 
 
 async def callers(client: Client, seconds: float, make: Callable[[int], Submit]) -> int:

@@ -27,8 +27,11 @@ def free_port() -> int:
 class Fleet:
     """One proxy, some nodes, one sample backend for clients."""
 
-    def __init__(self, nodes: int = 1, upstream: tuple[str, int] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="fairlead-bench-"))
+    def __init__(
+        self, nodes: int = 1, upstream: tuple[str, int] | None = None, folder: str | None = None
+    ) -> None:
+        """`folder`: where the data lives (a file system in memory shows what fsync costs); else a temporary one."""
+        self.folder = Path(tempfile.mkdtemp(prefix="fairlead-bench-", dir=folder))
         self.ports = {name: free_port() for name in ("http", "tcp", "control", "ops", "app", "game")}
         if upstream:
             self.ports["app"] = upstream[1]

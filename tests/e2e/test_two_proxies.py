@@ -124,7 +124,7 @@ def test_a_killed_proxys_work_is_taken_over_within_its_lease(fleet: Fleet) -> No
         caller.start()
     time.sleep(3)
     slow = [
-        fleet.ops("POST", "/api/dispatch", {"command": "demo:sleep", "args": {"ms": 4_000}, "target": node}, at=PROXY)
+        fleet.ops("POST", "/api/dispatch", {"command": "demo:sleep", "args": {"ms": 8_000}, "target": node}, at=PROXY)
         .json()["run_id"] for node in NODES
     ]  # fmt: skip
     time.sleep(0.3)

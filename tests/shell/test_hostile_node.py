@@ -347,7 +347,9 @@ async def test_a_result_said_again_and_again_is_acknowledged_and_changes_nothing
     before = await proxy.store.run("r1")
     for value in (b"2", b"3", b"4"):
         await node.say(node.result("r1", 1, value))
-    await node.hear(m.ResultAck, 2)
+    await proxy.until(
+        lambda: sum(len(each.runs) for each in node.heard if isinstance(each, m.ResultAck)) == 4
+    )
     await proxy.until(lambda: not node.proxy.dispatcher.settler.waiting)
     assert await proxy.store.run("r1") == before
 

@@ -80,7 +80,11 @@ async def test_what_an_open_record_or_callback_needs_is_kept(store: ContractStor
     await settle(store, done("r2"))
     assert await store.prune(T0 + 10_000, 10) == 0
     await store.claim_callbacks(10, T0 + 200, 5_000)
-    await store.settle_callback("evt-r2", "delivered", 0, "", T0 + 200)
+    await store.settle_callback("evt-r2", "dead", 0, "410", T0 + 200)
+    assert await store.prune(T0 + 10_000, 10) == 0, "it may be sent again"
+    assert await store.replay_callbacks(None, None, 10, T0 + 300) == 1
+    await store.claim_callbacks(10, T0 + 300, 5_000)
+    await store.settle_callback("evt-r2", "delivered", 0, "", T0 + 300)
     assert await store.prune(T0 + 10_000, 10) == 1
     # The whole lineage of an open record stays, and goes when it is resolved.
     again = await replayed(store, "r1")

@@ -19,7 +19,9 @@ IN_FLIGHT = 8
 
 async def main(client_id: str, secret_file: str, log_path: str, *addresses: str) -> None:
     with open(log_path, "a", buffering=1) as log:
-        async with open_client(addresses, client_id=client_id, secret=Path(secret_file).read_text()) as client:
+        async with open_client(
+            addresses, client_id=client_id, secret=Path(secret_file).read_text()
+        ) as client:
 
             async def write_ends() -> None:
                 async for ended in client.results():

@@ -72,6 +72,16 @@ class MemoryByteStream:
                 return
             await self._out.wait()
 
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        self._check(self._out)
+        if self._out.is_deaf or self._out.is_ended:
+            raise trio.BrokenResourceError("connection lost: the other end is closed")
+        taken = bytes(data[: self._out.window_bytes - len(self._out.held)])
+        if taken:
+            self._out.held += taken
+            self._out.wake()
+        return len(taken)
+
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
         self._check(self._out)

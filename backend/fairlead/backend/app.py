@@ -33,7 +33,7 @@ from fairlead.backend.retention import Retention
 from fairlead.protocol.envelope import ChannelLimits
 from fairlead.protocol.keys import IdentityKey, Role, derive, identity_key
 from fairlead.protocol.limits import ENVELOPE_HEADER_BYTES_MAX
-from fairlead.protocol.reasons import Reason, Reject
+from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.protocol.registry import Position, Registry, build, decode_item
 from fairlead.runtime.addresses import Destination, read_url
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
@@ -86,19 +86,21 @@ class NodeProcess:
 
     async def _run(self, inbox: Inbox, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         config, world, observer = self.config, self._world, self._observer
-        incarnation = await inbox.incarnation(world.new_id())
-        mirror = Mirror(None if self._forget_registry else await _load_registry(inbox))
         marks = self._open_marks()
-        isolation = await self._isolate(inbox, marks)
+        try:
+            incarnation = await inbox.incarnation(world.new_id())
+            mirror = Mirror(None if self._forget_registry else await _load_registry(inbox))
+            isolation = await self._isolate(inbox, marks)
+            lease_ms = await inbox.lease_ms()
+        except (sqlite3.Error, Refused) as error:
+            raise StartRefused(f"the inbox failed at the start: {error}") from error
         executor = Executor(
             world, inbox, self._handlers.handlers, mirror, observer, self.links.report, isolation,
             node_id=config.server_id, concurrent_max=config.worker.max_concurrent_tasks,
             queue_max=config.worker.max_queue_size, timeout_ms_max=config.worker.task_timeout_ms,
             value_bytes_max=config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX,
         )  # fmt: skip
-        retention = Retention(
-            config.control_ttl_millis, config.control_max_skew_millis, await inbox.lease_ms()
-        )
+        retention = Retention(config.control_ttl_millis, config.control_max_skew_millis, lease_ms)
         self._build_links(incarnation, executor, inbox, mirror, retention)
         callbacks = self._build_callbacks(inbox)
         health = NodeHealth(

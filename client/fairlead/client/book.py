@@ -18,6 +18,7 @@ from fairlead.protocol import messages as m
 from fairlead.protocol.reasons import Reason, Refused, ResponseClass, parse_reason, traits
 
 SUBMISSION_OVERHEAD_BYTES: Final = 96  # of one submission in a message, beside its texts and arguments
+UNSURE_MAX: Final = 20  # times a second's pause: then the application hears that nobody can say
 RUN_IDS_MAX: Final = 512  # in one message: they fit the smallest payload that a fleet may be configured with
 UNKNOWN: Final = "UNKNOWN"  # the status of a run that the fleet does not know any more
 
@@ -51,7 +52,17 @@ QUEUED, SENT, ACCEPTED, OVER = Stage.QUEUED, Stage.SENT, Stage.ACCEPTED, Stage.O
 class Entry:
     """One submission. `end` or `refused` is set once it is over."""
 
-    __slots__ = ("cancel_asked", "end", "refused", "run_id", "size", "stage", "submission")
+    __slots__ = (
+        "cancel_asked",
+        "end",
+        "refused",
+        "run_id",
+        "size",
+        "stage",
+        "submission",
+        "unsure",
+        "was_sent",
+    )
 
     def __init__(self, submission: m.Submission) -> None:
         self.run_id = submission.run_id
@@ -62,6 +73,8 @@ class Entry:
         )  # fmt: skip
         self.stage = QUEUED
         self.cancel_asked = False
+        self.was_sent = False
+        self.unsure = 0  # how often the proxy could not say whether it had accepted it
         self.end: m.RunEnd | None = None
         self.refused: Refused | None = None
 
@@ -76,6 +89,7 @@ class Book(Generic[E]):
         self.open_max = open_max
         self.entries: dict[str, E] = {}
         self.queued: deque[E] = deque()
+        self.unsure: list[E] = []  # to be said again after a pause
 
     # -- what the application does
 
@@ -85,7 +99,7 @@ class Book(Generic[E]):
 
     def withdraw(self, entry: E) -> bool:
         """Take back what was never sent. False: it was, so only its answer tells what became of it."""
-        if entry.stage is not QUEUED or entry.run_id not in self.entries:
+        if entry.was_sent or entry.stage is not QUEUED or entry.run_id not in self.entries:
             return False
         del self.entries[entry.run_id]
         entry.stage = OVER  # `take` leaves it out
@@ -105,7 +119,7 @@ class Book(Generic[E]):
                     break
                 assert entry.submission is not None
                 taken.append(entry.submission)
-                entry.stage = SENT
+                entry.stage, entry.was_sent = SENT, True
             queued.popleft()
         return tuple(taken)
 
@@ -115,6 +129,13 @@ class Book(Generic[E]):
         for entry in again:
             entry.stage = QUEUED
         self.queued.extendleft(reversed(again))
+
+    def say_again(self) -> bool:
+        """The pause is over: what a proxy was unsure of goes again, under the same run id. Whether there is any."""
+        again = [entry for entry in self.unsure if entry.stage is QUEUED]
+        self.unsure.clear()
+        self.queued.extendleft(reversed(again))
+        return bool(again)
 
     def resume(self) -> list[m.Message]:
         """What to say first on a new link, before the queue."""
@@ -128,7 +149,7 @@ class Book(Generic[E]):
     def submitted(
         self, outcomes: Iterable[m.SubmitOutcome], *, elsewhere: bool
     ) -> tuple[list[E], list[str], int]:
-        """The entries that were answered; runs to watch again, and after how many milliseconds.
+        """The entries that were answered; runs to watch again, and after how many milliseconds (for `unsure` too).
 
         `elsewhere`: there are other proxies, so a proxy that is draining is no answer.
         """
@@ -154,6 +175,11 @@ class Book(Generic[E]):
                     answered.append(entry)
             elif reason is Reason.DISPATCH_DRAINING and elsewhere:
                 continue  # stays SENT, so it is sent again on the next link
+            elif reason is Reason.STORE_UNAVAILABLE and entry.unsure < UNSURE_MAX:
+                # It may have been accepted: only saying it again tells, and cannot make a second run.
+                entry.unsure, entry.stage = entry.unsure + 1, QUEUED
+                self.unsure.append(entry)
+                pause_ms = max(pause_ms, outcome.retry_after_ms)
             else:
                 entry.refused = Refused(reason, outcome.detail, (outcome.retry_after_ms or 0) / 1000 or None)
                 entry.stage, entry.submission = OVER, None
@@ -188,8 +214,9 @@ def id_parts(run_ids: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(run_ids[start : start + RUN_IDS_MAX]) for start in range(0, len(run_ids), RUN_IDS_MAX)]
 
 
-def encode(run_id: str, asked: Submit, args_bytes_max: int) -> m.Submission:
-    """The submission as it goes over the wire. Raises Refused where its arguments cannot."""
+def encode(run_id: str, asked: Submit, args_bytes_max: int, *, quiet: bool = False) -> m.Submission:
+    """The submission as it goes over the wire; `quiet`: nobody waits for its acceptance. Raises Refused where its
+    arguments cannot go."""
     try:
         args_json = msgspec.json.encode(asked.args)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
@@ -198,5 +225,5 @@ def encode(run_id: str, asked: Submit, args_bytes_max: int) -> m.Submission:
         raise Refused(Reason.BODY_TOO_LARGE, f"args have {len(args_json)} bytes, at most {args_bytes_max}")
     return m.Submission(
         run_id, asked.command, args_json, asked.target, asked.deadline_ms, asked.ordering_key, asked.priority,
-        asked.delay_ms, asked.callback_url,
+        asked.delay_ms, asked.callback_url, quiet,
     )  # fmt: skip

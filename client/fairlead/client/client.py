@@ -77,7 +77,7 @@ class Client:
 
     async def call(self, command: str, args: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Submit and wait for the result, at the price of one wake-up. Raises Refused or RunFailed."""
-        run = await self._put(Submit(command, args or {}, **options))
+        run = await self._put(Submit(command, args or {}, **options), quiet=True)
         try:
             return await run.wait()
         except trio.Cancelled:
@@ -123,12 +123,12 @@ class Client:
 
     # -- submitting
 
-    async def _put(self, asked: Submit) -> Run:
+    async def _put(self, asked: Submit, *, quiet: bool = False) -> Run:
         while self.runs_open >= self._book.open_max and not self._closed:
             await self._room.park()
         if self._closed:
             raise Refused(Reason.LINK_CLOSED, CLOSED)
-        run = Run(encode(self._world.new_id(), asked, self._args_bytes_max), self._cancel)
+        run = Run(encode(self._world.new_id(), asked, self._args_bytes_max, quiet=quiet), self._cancel)
         self._book.add(run)
         self.link.queued()
         return run
@@ -180,7 +180,7 @@ class Client:
             if run.stage is OVER:
                 over.append(run)
         self._hand_on([run.end for run in over if run.end is not None], len(over))
-        if watch:
+        if watch or self._book.unsure:
             self._watch_again += watch
             self._watch_at_s = trio.current_time() + pause_ms / 1000
             self._watch_due.set()
@@ -214,6 +214,8 @@ class Client:
             await self._watch_due.wait()
             self._watch_due = trio.Event()
             await trio.sleep_until(self._watch_at_s)
+            if self._book.say_again():
+                self.link.queued()
             again = [run_id for run_id in self._watch_again if run_id in self._book.entries]
             self._watch_again.clear()
             for start in range(0, len(again), 512):

@@ -318,6 +318,7 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
     priority: Count = 5
     delay_ms: Count = 0
     callback_url: str = ""
+    quiet: bool = False  # its acceptance need not be told, only its refusal or its end
 
 
 class Submit(Message, frozen=True, array_like=True):

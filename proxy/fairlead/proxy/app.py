@@ -13,13 +13,14 @@ end, the store is closed last.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from fairlead.protocol.reasons import Reason
+from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.assembly import (
     Postgres,
     SharedDatabase,
@@ -93,7 +94,10 @@ class Proxy:
         self, store: SqlStore, owner: str, stop: trio.Event, task_status: trio.TaskStatus[None]
     ) -> None:
         world, observer, config = self._world, self._observer, self.config
-        parts = await assemble(config, world, observer, store, owner)
+        try:
+            parts = await assemble(config, world, observer, store, owner)
+        except (sqlite3.Error, OSError, Refused) as error:
+            raise StartRefused(f"the store failed at the start: {error}") from error
         control, dispatcher = parts.control, parts.dispatcher
         self.dispatcher, self.control = dispatcher, control
         later: dict[str, Ops] = {}

@@ -34,6 +34,7 @@ class LinkPump:
         self._wake = trio.Event()
         self._writing: trio.CancelScope | None = None
         self._in_flight_bytes = 0
+        self._left = b""  # of what left the channel, and the kernel did not take at once
         self._torn = False  # a write ended in the middle: nothing more may follow on this stream
         self._held: list[Event] = []  # what came with the end of the handshake
         self._ending: Reject | None = None
@@ -119,6 +120,15 @@ class LinkPump:
         return ended or Reject(Reason.LINK_CLOSED)
 
     async def _read(self, on_event: OnEvent, idle_timeout_s: Callable[[], float]) -> Reject:
+        # One scope for the life of the link: its deadline is moved for every wait, and is far while events are handled.
+        with trio.CancelScope() as silence:
+            return await self._read_on(on_event, idle_timeout_s, silence)
+        self.channel.close(Reason.LINK_IDLE_TIMEOUT)
+        return Reject(Reason.LINK_IDLE_TIMEOUT, f"nothing for {idle_timeout_s():g} s")
+
+    async def _read_on(
+        self, on_event: OnEvent, idle_timeout_s: Callable[[], float], silence: trio.CancelScope
+    ) -> Reject:
         events, self._held = self._held, []
         while True:
             for event in events:
@@ -133,15 +143,12 @@ class LinkPump:
             if self.channel.more:
                 events = self.channel.receive(b"", self._world.wall_ms())
                 continue
-            data: bytes | None = None
+            silence.deadline = trio.current_time() + idle_timeout_s()
             try:
-                with trio.move_on_after(idle_timeout_s()):
-                    data = await self._stream.receive_some(RECEIVE_BYTES)
+                data = await self._stream.receive_some(RECEIVE_BYTES)
             except trio.BrokenResourceError as error:
                 return Reject(Reason.LINK_TRUNCATED, str(error))
-            if data is None:
-                self.channel.close(Reason.LINK_IDLE_TIMEOUT)
-                return Reject(Reason.LINK_IDLE_TIMEOUT, f"nothing for {idle_timeout_s():g} s")
+            silence.deadline = float("inf")
             if not data:
                 return self.channel.receive_eof() or Reject(Reason.LINK_TRUNCATED)
             events = self.channel.receive(data, self._world.wall_ms())
@@ -152,6 +159,12 @@ class LinkPump:
             self._wake = trio.Event()
             if self._ending is not None:
                 return  # `run` says farewell, as far as that goes
+            try:
+                if self._flush_now():
+                    continue  # as nearly always: the kernel took it all
+            except trio.BrokenResourceError:
+                self._torn = True  # The reader sees the same, and says why.
+                return
             # Shielded: bytes that left the channel go out whole, or the stream is worth nothing any more. An
             # end that comes meanwhile shortens the time instead.
             with trio.move_on_after(self._write_timeout_s, shield=True) as self._writing:
@@ -166,9 +179,21 @@ class LinkPump:
                 return
             self._writing = None
 
-    async def _flush(self) -> None:
+    def _flush_now(self) -> bool:
+        """Give the stream what it takes without waiting. Whether that was all; what is left stays for `_flush`."""
         while self.channel.output_waiting:
             out = self.channel.take_output(self._world.wall_ms())
+            sent = self._stream.send_nowait(out)
+            if sent < len(out):
+                self._left = out[sent:]
+                self._in_flight_bytes = len(self._left)
+                return False
+        return True
+
+    async def _flush(self) -> None:
+        while self._left or self.channel.output_waiting:
+            out = self._left or self.channel.take_output(self._world.wall_ms())
+            self._left = b""
             self._in_flight_bytes = len(out)
             await self._stream.send_all(out)
             self._in_flight_bytes = 0

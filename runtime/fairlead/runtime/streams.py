@@ -34,6 +34,9 @@ class ByteStream(Protocol):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. Raises trio.BrokenResourceError; after that, nothing may be assumed sent."""
 
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """How many bytes it took without waiting: possibly none. Raises trio.BrokenResourceError."""
+
     async def send_eof(self) -> None:
         """Half-close: the peer sees end of file, and may go on sending."""
 
@@ -47,7 +50,7 @@ class ByteStream(Protocol):
 class SocketStream:
     """A ByteStream over a connected stream socket, which it owns."""
 
-    __slots__ = ("_peer", "_sock", "_turns")
+    __slots__ = ("_dry", "_peer", "_sock", "_turns")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -58,6 +61,7 @@ class SocketStream:
                 pass  # The peer reset before we looked; the first read will say so.
         self._sock = sock
         self._turns = 0
+        self._dry = False
         try:
             self._peer = sock.getpeername()[:2]
         except (OSError, ValueError):
@@ -80,9 +84,14 @@ class SocketStream:
 
     async def receive_some(self, max_bytes: int) -> bytes:
         await self._take_turn()
+        if self._dry:  # it took all there was last time: to ask again at once would be in vain
+            self._turns = 0
+            await self._wait_readable()
         while True:
             try:
-                return self._sock.recv(max_bytes)
+                data = self._sock.recv(max_bytes)
+                self._dry = len(data) < max_bytes
+                return data
             except BlockingIOError:
                 self._turns = 0
                 await self._wait_readable()

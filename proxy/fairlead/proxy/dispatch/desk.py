@@ -170,6 +170,7 @@ class Session:
         for each in planned:
             waiters.subscribe(each.run.run_id, listener)
         earlier: list[str] = []
+        quiet = {each.run_id for each in batch if each.quiet}
         if planned:
             try:
                 outcomes = await self._desk.dispatcher.accept(planned)
@@ -179,7 +180,8 @@ class Session:
             else:
                 for outcome in outcomes:
                     if type(outcome) is Accepted:
-                        told.append(m.SubmitOutcome(outcome.run_id, outcome.status.value))
+                        if outcome.run_id not in quiet:
+                            told.append(m.SubmitOutcome(outcome.run_id, outcome.status.value))
                         if outcome.replayed or outcome.status.terminal:
                             earlier.append(outcome.run_id)
                     else:

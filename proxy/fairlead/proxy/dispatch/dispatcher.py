@@ -107,10 +107,11 @@ class Dispatcher:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the loops until cancelled."""
-        await self.refresh_controls()
-        await self.outbox.refresh()
+        await self._guarded(self.refresh_controls)
+        await self._guarded(self.outbox.refresh)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._settle_loop)
+            nursery.start_soon(self.settler.acknowledge)
             nursery.start_soon(self._claim_loop)
             nursery.start_soon(self._renew_loop)
             nursery.start_soon(self._tick_loop)

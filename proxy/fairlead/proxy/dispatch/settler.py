@@ -28,6 +28,7 @@ from fairlead.runtime.world import World
 
 SETTLE_MAX: Final = 1_024
 REPORTS_WAITING_MAX: Final = 10_000
+ACK_GATHER_S: Final = 0.02
 ACKS_MAX: Final = 64  # so many ids, however long, fit the smallest payload
 _TRANSIENT: Final = frozenset(reason.value for reason in RETRYABLE_ENDS)
 _SAYS_NOTHING: Final = frozenset({Reason.RUN_CANCELLED.value, Reason.OUTCOME_UNKNOWN.value})
@@ -54,6 +55,8 @@ class Settler:
         self._batch_max = SETTLE_MAX
         self.reported = trio.Event()
         self._settled = trio.Event()  # replaced after every batch
+        self._owed: dict[NodeLink, list[tuple[str, int]]] = {}  # settled, not acknowledged yet
+        self._owing = trio.Event()
         metrics = observer.metrics
         self._ended = metrics.counter("runs_ended_total", "Runs by how they ended.", ("status", "reason"))
         for status in RunStatus:
@@ -115,19 +118,27 @@ class Settler:
             self._reports.popleft()
         self._settled.set()
         self._settled = trio.Event()
-        acks: dict[NodeLink, list[tuple[str, int]]] = {}
         for (link, report, _), outcome in zip(batch, settled, strict=True):
             if link is None:
                 continue
             if outcome.verdict is Verdict.FOREIGN:
                 link.refuse(Reason.FOREIGN_STATEMENT, f"run {report.run_id}, fence {report.fence}")
             else:
-                acks.setdefault(link, []).append((report.run_id, report.fence))
-        for link, runs in acks.items():
-            for start in range(0, len(runs), ACKS_MAX):
-                if not link.ended.is_set():
-                    link.send(m.ResultAck(tuple(runs[start : start + ACKS_MAX])))
+                self._owed.setdefault(link, []).append((report.run_id, report.fence))
+                self._owing.set()
         await self._follow([(report, correlation_id) for _, report, correlation_id in batch], settled)
+
+    async def acknowledge(self) -> None:
+        """Tell nodes what is durable here, a little later and together: nobody waits for it. Until cancelled."""
+        while True:
+            await self._owing.wait()
+            await trio.sleep(ACK_GATHER_S)
+            self._owing = trio.Event()
+            owed, self._owed = self._owed, {}
+            for link, runs in owed.items():
+                for start in range(0, len(runs), ACKS_MAX):
+                    if not link.ended.is_set():
+                        link.send(m.ResultAck(tuple(runs[start : start + ACKS_MAX])))
 
     async def settle_now(self, report: Report, correlation_id: str) -> Verdict:
         """One report that came another way than over a link."""

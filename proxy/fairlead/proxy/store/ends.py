@@ -203,7 +203,7 @@ def prune(db: Db, finished_before_ms: int, limit: int, owner: str) -> int:
     rows = db.execute(
         "SELECT run_id, status FROM runs WHERE finished_at_ms IS NOT NULL AND finished_at_ms < ?"
         " AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.root_id = runs.root_id AND d.state <> 'replayed')"
-        " AND NOT EXISTS (SELECT 1 FROM callbacks c WHERE c.run_id = runs.run_id AND c.state = 'pending')"
+        " AND NOT EXISTS (SELECT 1 FROM callbacks c WHERE c.run_id = runs.run_id AND c.state <> 'delivered')"
         " AND (parent_id = '' OR NOT EXISTS (SELECT 1 FROM runs p WHERE p.run_id = runs.parent_id"
         "  AND p.finished_at_ms IS NULL))"
         f" ORDER BY finished_at_ms LIMIT ?{db.dialect.skip_locked}",
