@@ -16,6 +16,8 @@ PACKAGES = {
     "runtime": ROOT / "runtime/fairlead/runtime",
     "backend": ROOT / "backend/fairlead/backend",
     "proxy": ROOT / "proxy/fairlead/proxy",
+    "client": ROOT / "client/fairlead/client",
+    "testing": ROOT / "testing/fairlead/testing",
     "cli": ROOT / "runtime/fairlead/cli",
 }
 # Package -> fairlead packages it may import, beside itself.
@@ -24,6 +26,8 @@ ALLOWED = {
     "runtime": {"protocol"},
     "backend": {"protocol", "runtime"},
     "proxy": {"protocol", "runtime"},
+    "client": {"protocol", "runtime"},
+    "testing": {"protocol", "runtime", "backend", "proxy", "client"},
     "cli": {"protocol", "runtime", "backend", "proxy"},
 }
 # Inside the proxy: part -> parts it may import, beside itself. `app` may import all; nothing imports `app`.
@@ -33,22 +37,30 @@ PROXY_ALLOWED = {
     "control": {"store"},  # only the store's interface
     "dispatch": {"store", "control"},  # links and node records, handed in by app
     "ops": {"store", "control", "dispatch", "edge", "config"},
+    "siblings": {"store", "control", "dispatch"},
     "config": {"config_sections"},
     "config_sections": set(),
-    "app": {"store", "edge", "control", "dispatch", "ops", "config"},
+    "assembly": {"store", "edge", "control", "dispatch", "ops", "config", "siblings"},
+    "app": {"store", "edge", "control", "dispatch", "ops", "config", "assembly", "siblings"},
 }
 # Files that compute: no waiting, no clock, no randomness, no files, no sockets.
 PURE = [
     *(f"protocol/fairlead/protocol/{path.name}" for path in PACKAGES["protocol"].glob("*.py")),
-    "backend/fairlead/backend/backoff.py",
+    "backend/fairlead/backend/batches.py",
+    "backend/fairlead/backend/decisions.py",
     "backend/fairlead/backend/mirror.py",
+    "client/fairlead/client/book.py",
+    "backend/fairlead/backend/retention.py",
     "backend/fairlead/backend/signature.py",
     "proxy/fairlead/proxy/control/admission.py",
     "proxy/fairlead/proxy/control/nodes.py",
     "proxy/fairlead/proxy/control/registry.py",
     "proxy/fairlead/proxy/control/settings.py",
     "proxy/fairlead/proxy/control/sync.py",
+    "proxy/fairlead/proxy/dispatch/callback_ladder.py",
+    "proxy/fairlead/proxy/dispatch/circuit.py",
     "proxy/fairlead/proxy/dispatch/fleet.py",
+    "proxy/fairlead/proxy/dispatch/replay.py",
     "proxy/fairlead/proxy/dispatch/retry.py",
     "proxy/fairlead/proxy/dispatch/submit.py",
     "proxy/fairlead/proxy/edge/admission.py",
@@ -60,10 +72,16 @@ PURE = [
     "proxy/fairlead/proxy/ops/endpoints.py",
     "proxy/fairlead/proxy/ops/openapi.py",
     "proxy/fairlead/proxy/ops/page.py",
+    "proxy/fairlead/proxy/store/postgres/placeholders.py",
+    "runtime/fairlead/runtime/addresses.py",
+    "runtime/fairlead/runtime/backoff.py",
+    "runtime/fairlead/runtime/sketch.py",
     "runtime/fairlead/runtime/http/body.py",
     "runtime/fairlead/runtime/http/framing.py",
     "runtime/fairlead/runtime/http/head.py",
     "runtime/fairlead/runtime/http/message.py",
+    "runtime/fairlead/runtime/posting.py",
+    "runtime/fairlead/runtime/signing.py",
 ]
 IMPURE_MODULES = {
     "trio", "socket", "ssl", "time", "random", "secrets", "os", "sqlite3", "logging", "threading", "uuid",
@@ -75,7 +93,10 @@ WORLD_ONLY = {
     ("socket", "socket"), ("socket", "create_connection"), ("datetime", "now"), ("trio", "open_tcp_stream"),
     ("trio", "open_tcp_listeners"), ("trio", "serve_tcp"),
 }  # fmt: skip
-WORLD_FILES = {"runtime/fairlead/runtime/world.py"}
+WORLD_FILES = {
+    "runtime/fairlead/runtime/world.py",
+    "proxy/fairlead/proxy/store/postgres/connection.py",  # libpq's sockets and their deadlines; never simulated
+}
 BANNED_NAMES = {"utils", "helpers", "helper", "manager", "impl", "common", "base", "misc"}
 
 
@@ -125,8 +146,8 @@ def test_parts_of_the_proxy_know_each_other_only_as_drawn() -> None:
             if module.startswith("fairlead.proxy."):
                 other = module.split(".")[2]
                 assert other == part or other in PROXY_ALLOWED[part], f"{name(path)}:{line} imports {module}"
-                if other == "store" and part not in ("store", "app"):
-                    assert module == "fairlead.proxy.store.interface", (
+                if other == "store" and part not in ("store", "app", "assembly"):
+                    assert module in ("fairlead.proxy.store.interface", "fairlead.proxy.store.records"), (
                         f"{name(path)}:{line}: only the interface"
                     )
 
@@ -177,7 +198,7 @@ def test_every_pure_docstring_is_kept() -> None:
 
 def test_the_world_is_reached_only_through_the_seam() -> None:
     for path in every_source():
-        if name(path) in WORLD_FILES:
+        if name(path) in WORLD_FILES or path.is_relative_to(PACKAGES["testing"]):  # which is another world
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             called = node.func if isinstance(node, ast.Call) else None
@@ -214,7 +235,8 @@ def test_nothing_is_called_by_a_name_that_says_nothing() -> None:
 def test_files_stay_readable() -> None:
     for path in every_source():
         lines = len(path.read_text().splitlines())
-        assert lines <= 600, f"{name(path)} has {lines} lines; does it hold one thing?"
+        most = 900 if path.name == "reasons.py" else 600  # one table, which reads best whole
+        assert lines <= most, f"{name(path)} has {lines} lines; does it hold one thing?"
 
 
 def test_the_namespace_has_no_init_file() -> None:
