@@ -332,3 +332,14 @@ async def test_a_replay_whose_node_is_silent_is_no_second_record(store: Contract
     await swept(store, T0 + 200_000)
     assert (await record(store)).state is QUEUED
     assert len(await store.dead_letters(DeadLetterFilter())) == 1
+
+
+async def test_records_can_be_asked_for_by_how_often_they_were_replayed(store: ContractStore) -> None:
+    """The automatic worker must not look at those that it may not replay any more, or they hide the others."""
+    await dead(store, "r1")
+    await dead(store, "r2")
+    again = await replayed(store, "r1")
+    await claim(store)
+    await settle(store, failed(again))
+    found = await store.dead_letters(DeadLetterFilter(replayed_less_than=1))
+    assert [each.root_id for each in found] == ["r2"]

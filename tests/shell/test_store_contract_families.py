@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.support.store_contract import (
     DEADLINE,
     LEASE,
+    LEASE_MS,
     T0,
     ContractStore,
     claim,
@@ -190,3 +191,14 @@ async def test_one_child_is_cancelled_by_itself(store: ContractStore) -> None:
     assert await status(store, "p") == "RUNNING"
     await claim(store, "n2")
     assert (await settle(store, done("p-n2", node="n2"))).parent_status is RunStatus.FAILED
+
+
+async def test_a_cancellation_that_was_lost_on_its_way_is_said_again(store: ContractStore) -> None:
+    """Over whichever link the node has, until it has answered."""
+    await store.accept([new(assignment=pinned(lease_ms=60_000))])
+    await store.cancel("r1", "me", T0)
+    assert (await store.sweep(T0 + 1_000, 0, LEASE_MS, ["n1"])).cancel_again == []
+    assert (await store.sweep(T0 + 4_000, 0, LEASE_MS, ["n2"])).cancel_again == []
+    assert (await store.sweep(T0 + 4_000, 0, LEASE_MS, ["n1"])).cancel_again == [("r1", 1, "n1")]
+    await settle(store, failed(reason="RUN_CANCELLED"), T0 + 5_000)
+    assert (await store.sweep(T0 + 9_000, 0, LEASE_MS, ["n1"])).cancel_again == []

@@ -251,3 +251,17 @@ async def test_the_store_says_that_it_works(store: ContractStore) -> None:
     await store.check(T0)
     await store.check(T0 + 1)
     assert store.waiting() == 0
+
+
+async def test_the_counts_of_many_processes_become_one(store: ContractStore) -> None:
+    """Each process counts under a name of its own, so a proxy that starts often would leave many rows."""
+    await store.accept([new(assignment=pinned())])
+    await settle(store, done())
+    for number in range(120):
+        await store.sql(f"INSERT INTO run_totals (owner, status, runs) VALUES ('p{number}', 'FAILED', 2)")
+    before = await store.status_counts()
+    assert before == {"COMPLETED": 1, "FAILED": 240}
+    await store.prune(T0, 10)
+    assert await store.status_counts() == before
+    ((rows,),) = await store.sql("SELECT count(*) FROM run_totals")
+    assert rows == 2

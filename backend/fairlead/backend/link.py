@@ -316,12 +316,16 @@ class ProxyLink:
         for effect in effects:
             if isinstance(effect, Persist):
                 position = effect.registry.position
-                await self._inbox.save_registry(
-                    msgspec.msgpack.encode(position),
-                    [(item.descriptor.name, item.canonical) for item in effect.upserts],
-                    effect.removals,
-                    effect.whole,
-                )
+                try:
+                    await self._inbox.save_registry(
+                        msgspec.msgpack.encode(position),
+                        [(item.descriptor.name, item.canonical) for item in effect.upserts],
+                        effect.removals,
+                        effect.whole,
+                    )
+                except Exception as error:  # the disk failed: the last good one stays, and the next link asks again
+                    self._pump.end(Reason.STORE_UNAVAILABLE, f"registry: {error}"[:200])
+                    return
                 self._pump.send(self._mirror.adopt(effect.registry))
                 self._observer.log.info(
                     "registry_applied", generation=position.generation, commands=len(effect.registry.items)

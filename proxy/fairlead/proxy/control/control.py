@@ -227,7 +227,8 @@ class Control:
                 if await self._publish(change, "") or self.registry.registry.get(name) is None:
                     break
         for record in self.nodes.nodes.values():
-            record.offers.pop(name, None)
+            if record.offers.pop(name, None) is not None:
+                self._dispatch.node_changed(record)
         return self.registry.position.generation
 
     async def _publish(self, change: Change, source: str) -> bool:

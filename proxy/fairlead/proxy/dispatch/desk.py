@@ -27,7 +27,7 @@ from fairlead.proxy.control.client_link import LinkedClient
 from fairlead.proxy.dispatch.submit import NodesView, Planned, SubmitLimits, build, resolve
 from fairlead.proxy.dispatch.waiters import STORE_FAILURES, Waiters
 from fairlead.proxy.store.interface import AcceptOutcome
-from fairlead.proxy.store.records import Accepted, RunResult
+from fairlead.proxy.store.records import Accepted, RunResult, RunStatus
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
 
@@ -165,7 +165,8 @@ class Session:
                     await self._accept(batch)
 
     async def _accept(self, batch: list[m.Submission]) -> None:
-        told, planned = self._plan(batch)
+        refused, planned = self._plan(batch)
+        told: list[m.SubmitOutcome] = []
         waiters, listener = self._desk.waiters, self._listener
         for each in planned:
             waiters.subscribe(each.run.run_id, listener)
@@ -174,9 +175,9 @@ class Session:
         if planned:
             try:
                 outcomes = await self._desk.dispatcher.accept(planned)
-            except STORE_FAILURES as error:  # none of them was accepted
-                refused = error if isinstance(error, Refused) else _unavailable(error)
-                told.extend(self._give_up(each.run.run_id, refused) for each in planned)
+            except STORE_FAILURES as error:  # none of them was accepted now
+                why = error if isinstance(error, Refused) else _unavailable(error)
+                refused.extend((each.run.run_id, why) for each in planned)
             else:
                 for outcome in outcomes:
                     if type(outcome) is Accepted:
@@ -187,24 +188,50 @@ class Session:
                     else:
                         taken = Refused(Reason.RUN_ID_TAKEN, outcome.run_id)
                         told.append(self._give_up(outcome.run_id, taken))
+        if refused:
+            told += await self._refused_now(refused, earlier)
         self._tell(told)
         if earlier:
             await self._look(earlier)
 
-    def _plan(self, batch: list[m.Submission]) -> tuple[list[m.SubmitOutcome], list[Planned]]:
-        """What may be accepted, and the answer to what may not."""
+    async def _refused_now(
+        self, refused: list[tuple[str, Refused]], earlier: list[str]
+    ) -> list[m.SubmitOutcome]:
+        """The answers to what cannot be accepted now. What was accepted before stays so, whatever would be said to it
+        today: it is said again because our answer was never heard."""
+        told: list[m.SubmitOutcome] = []
+        ids = [run_id for run_id, _ in refused if _RUN_ID.fullmatch(run_id)]
+        try:
+            mine = set(await self._desk.owned(ids, self._tenant, self._identity_json)) if ids else set()
+        except STORE_FAILURES as error:
+            unknown = _unavailable(error)
+            return [self._give_up(run_id, unknown) for run_id, _ in refused]
+        for run_id, why in refused:
+            if run_id in mine:
+                self._desk.waiters.unsubscribe(
+                    run_id, self._listener
+                )  # where it was planned it is there already
+                self._desk.waiters.subscribe(run_id, self._listener)
+                told.append(m.SubmitOutcome(run_id, RunStatus.PENDING.value))
+                earlier.append(run_id)
+            else:
+                told.append(self._give_up(run_id, why))
+        return told
+
+    def _plan(self, batch: list[m.Submission]) -> tuple[list[tuple[str, Refused]], list[Planned]]:
+        """What may be accepted, and why the rest may not."""
         desk = self._desk
         registry = desk.registry()
         if registry is not self._registry:
             self._registry, self._commands = registry, {}
         now_ms = desk.world.wall_ms()
-        refused: list[m.SubmitOutcome] = []
+        refused: list[tuple[str, Refused]] = []
         planned: list[Planned] = []
         for each in batch:
             try:
                 planned.append(self._plan_one(each, registry, now_ms))
             except Refused as reason:
-                refused.append(self._give_up(each.run_id, reason))
+                refused.append((each.run_id, reason))
         return refused, planned
 
     def _plan_one(self, asked: m.Submission, registry: Registry, now_ms: int) -> Planned:

@@ -35,7 +35,7 @@ from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
 
 FLAG: Final = "dlq.replay.enabled"
-OPEN_REPLAYS_MAX: Final = 100
+OPEN_REPLAYS_MAX: Final = 1_000
 WORKER: Final = "replay-worker"
 
 
@@ -195,6 +195,7 @@ class Replayer:
         found = await self._store.dead_letters(
             DeadLetterFilter(
                 state=DeadLetterState.QUEUED, idle_only=True, transient=True,
+                replayed_less_than=self.controls.max_count,
                 failed_before_ms=around.now_ms - self.controls.min_age_ms, limit=self.controls.items_max,
             )
         )  # fmt: skip

@@ -167,6 +167,9 @@ class Settler:
             if verdict is Verdict.SETTLED:
                 assert outcome.status is not None
                 ordered |= outcome.ordered
+                if outcome.status is RunStatus.CANCELLED and report.reason != Reason.RUN_CANCELLED.value:
+                    # The store says why it ended, and not why its node refused what was cancelled anyway.
+                    report = msgspec.structs.replace(report, reason=Reason.RUN_CANCELLED.value)
                 self._seconds.observe(max(0, now_ms - outcome.accepted_at_ms) / 1000)
                 self._count_settled(report, outcome.status, correlation_id)
                 if self._waiters.interested(report.run_id):

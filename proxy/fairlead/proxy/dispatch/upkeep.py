@@ -140,6 +140,8 @@ class Upkeep:
             )  # fmt: skip
         if swept.taken_over:
             self._deliveries.deliver(swept.taken_over, again=True)
+        for run_id, fence, node_id in swept.cancel_again:
+            self._deliveries.cancel(run_id, fence, node_id)
 
     # -- retention
 

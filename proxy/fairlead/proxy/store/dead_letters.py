@@ -67,6 +67,9 @@ def _where(db: Db, wanted: DeadLetterFilter) -> tuple[str, list[Any]]:
         values.append(texts(wanted.ids))
     if wanted.idle_only:
         clauses.append("replay_run_id = ''")
+    if wanted.replayed_less_than is not None:
+        clauses.append("replay_count < ?")
+        values.append(wanted.replayed_less_than)
     if wanted.failed_before_ms is not None:
         clauses.append("last_failed_at_ms < ?")
         values.append(wanted.failed_before_ms)

@@ -80,6 +80,9 @@ class Totals:
             )
 
 
+TOTALS_MAX: Final = 100
+
+
 class Ends:
     """The runs that end within one transaction, and what follows: parents, lineages, callbacks, totals."""
 
@@ -197,6 +200,22 @@ def _with_parent(each: E, status: RunStatus) -> E:
     return dataclasses.replace(each, parent_status=status)
 
 
+def _fold_totals(db: Db) -> None:
+    """Every process of a proxy counts under a name of its own; now and then those of all become one."""
+    rows = db.execute(
+        f"SELECT owner, status, runs FROM run_totals ORDER BY owner, status{db.dialect.for_update}"
+    ).fetchall()
+    if len(rows) <= TOTALS_MAX:
+        return
+    whole: Counter[str] = Counter()
+    for _, status, runs in rows:
+        whole[status] += runs
+    db.executemany(
+        "DELETE FROM run_totals WHERE owner = ? AND status = ?", [(row[0], row[1]) for row in rows]
+    )
+    db.executemany("INSERT INTO run_totals (owner, status, runs) VALUES ('', ?, ?)", sorted(whole.items()))
+
+
 def prune(db: Db, finished_before_ms: int, limit: int, owner: str) -> int:
     """Forget runs that ended before a time, with their attempts, keys and callbacks. A run that an open dead letter
     or a pending callback needs stays, and so does a child whose parent has not ended."""
@@ -213,6 +232,7 @@ def prune(db: Db, finished_before_ms: int, limit: int, owner: str) -> int:
     for table in ("attempts", "idempotency", "callbacks", "runs"):
         db.execute(f"DELETE FROM {table} WHERE run_id {db.dialect.one_of}", (ids,))
     gone = Counter(row[1] for row in rows)
+    _fold_totals(db)
     db.executemany(
         "INSERT INTO run_totals (owner, status, runs) VALUES (?, ?, ?)"
         " ON CONFLICT (owner, status) DO UPDATE SET runs = run_totals.runs + excluded.runs",

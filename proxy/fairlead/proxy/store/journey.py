@@ -326,8 +326,9 @@ def _settle_late(db: Db, ends: Ends, row: dict[str, Any], report: Report, now_ms
                 report.finished_at_ms or None, report.run_id, report.fence,
             ),
         )  # fmt: skip
-        if status.terminal and status is not RunStatus.COMPLETED and report.completed:
-            ends.resolved_late(row)
+    ended_otherwise = status.terminal and status is not RunStatus.COMPLETED
+    if past is not None and past[1] != "refused" and report.completed and ended_otherwise:
+        ends.resolved_late(row)  # said before, perhaps, while another attempt was under way
     return Settled(report.run_id, Verdict.ALREADY if status.terminal else Verdict.STALE, status, parent_id)
 
 

@@ -29,6 +29,7 @@ from fairlead.proxy.store.records import (
 )
 
 SWEEP_MAX: Final = 1_000
+CANCEL_AGAIN_MS: Final = 3_000
 
 
 def held_by(db: Db, node_id: str, owner: str | None) -> list[Attempt]:
@@ -77,7 +78,16 @@ def sweep(db: Db, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[st
         db, ends, now_ms, lease_ms, linked, owner, {each.run_id for each in ended}
     )
     ends.write()
-    return Swept(ends.with_parents(ended + freed, lambda each: each.status.terminal), taken_over)
+    # A cancellation that got lost on its way: said again, until the node has answered.
+    unheard = db.execute(
+        "SELECT run_id, fence, node_id FROM runs WHERE status = 'RUNNING' AND node_id <> '' AND cancel_at_ms > 0"
+        f" AND cancel_at_ms <= ? AND node_id {db.dialect.one_of} LIMIT ?",
+        (now_ms - CANCEL_AGAIN_MS, texts(linked), SWEEP_MAX),
+    ).fetchall()
+    return Swept(
+        ends.with_parents(ended + freed, lambda each: each.status.terminal), taken_over,
+        [(row[0], row[1], row[2]) for row in unheard],
+    )  # fmt: skip
 
 
 def _past_deadline(db: Db, ends: Ends, row: dict[str, Any], now_ms: int) -> Ended:

@@ -49,6 +49,7 @@ def end_lineage(db: Db, ending: Ending) -> None:
             _resolve(db, ending)
         elif ending.status is not RunStatus.CANCELLED:
             _bury(db, ending)
+            _unless_completed(db, ending)
         return
     record = db.execute(
         f"SELECT replay_id, replay_run_id FROM dead_letters WHERE root_id = ?{db.dialect.for_update}",
@@ -64,6 +65,7 @@ def end_lineage(db: Db, ending: Ending) -> None:
         _requeue(db, ending)
     else:
         _bury(db, ending)
+        _unless_completed(db, ending)
     db.execute(
         "UPDATE dead_letters SET replay_run_id = '' WHERE root_id = ? AND replay_run_id = ?",
         (row["root_id"], row["run_id"]),
@@ -77,6 +79,16 @@ def _resolve(db: Db, ending: Ending) -> None:
         " WHERE root_id = ? AND state <> 'replayed'",
         (ending.at_ms, ending.row["root_id"]),
     )
+
+
+def _unless_completed(db: Db, ending: Ending) -> None:
+    """An attempt of it that was given up had completed, and said so before the run ended."""
+    late = db.execute(
+        "SELECT 1 FROM attempts WHERE run_id = ? AND outcome = 'late completed' LIMIT 1",
+        (ending.row["run_id"],),
+    ).fetchone()
+    if late is not None:
+        _resolve(db, ending)
 
 
 def _requeue(db: Db, ending: Ending) -> None:

@@ -191,10 +191,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep did: runs that ended or became free, and attempts that this proxy took over."""
+    """What a sweep did: runs that ended or became free, and attempts that this proxy took over; and what nodes have to
+    be told to cancel once more: (run id, fence, node id)."""
 
     ended: list[Ended]
     taken_over: list[Attempt]
+    cancel_again: list[tuple[str, int, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,7 @@ class DeadLetterFilter:
     state: DeadLetterState | None = None
     replay_id: str | None = None
     idle_only: bool = False  # without a replay run under way
+    replayed_less_than: int | None = None
     failed_before_ms: int | None = None
     oldest_request_first: bool = False
     limit: int = 50
