@@ -39,8 +39,9 @@ async def cancelled(engine: Engine, run_id: str = "r1", fence: int = 1, origin: 
     return found
 
 
+@pytest.mark.parametrize("effect", EFFECTS)
 async def test_a_waiting_run_ends_at_once_and_its_handler_is_never_called(
-    path: Path, autojump_clock: trio.testing.MockClock
+    path: Path, autojump_clock: trio.testing.MockClock, effect: str
 ) -> None:
     """Even though every worker is busy, for long."""
     calls: list[str] = []
@@ -49,7 +50,7 @@ async def test_a_waiting_run_ends_at_once_and_its_handler_is_never_called(
         calls.append(ctx.run_id)
         await trio.sleep(60)
 
-    async with running_engine(path, command(handler, timeout_s=100), concurrent_max=1) as engine:
+    async with running_engine(path, command(handler, effect, timeout_s=100), concurrent_max=1) as engine:
         engine.offer(run_id="busy", timeout_ms=100_000)
         engine.offer(run_id="r1")
         await trio.sleep(1)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import trio
 from tests.support.memory_cluster import CONTROL, Cluster
 from trio.testing import MockClock
 
+from fairlead.protocol import messages as m
 from fairlead.protocol.messages import Identity
-from fairlead.protocol.reasons import Refused
+from fairlead.protocol.reasons import Refused, Reject
 from fairlead.proxy.dispatch.submit import Planned
 from fairlead.proxy.store.records import Accepted, NewRun, Report, RunIdTaken, RunStatus
 
@@ -305,7 +308,108 @@ async def test_a_delivery_that_never_arrived_is_delivered_again_over_the_same_li
     assert (run["status"], cluster.script.began) == ("COMPLETED", ["a"])
 
 
+async def test_a_delivery_that_never_arrived_does_not_wait_until_its_lease_runs_out(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    await cluster.start("[dispatch]\nlease_ms = 120000\n", nodes=("alpha",))
+    link = cluster.dispatcher.deliveries.links["alpha"]
+    link.send = lambda *_: None  # type: ignore[method-assign,assignment]
+    answer = await cluster.submit("t:once", "a", 1)
+    del link.send
+    (run,) = await cluster.ended(answer)
+    assert (run["status"], run["attempts"], trio.current_time() < 60) == ("COMPLETED", 1, True)
+
+
+@contextlib.contextmanager
+def held_up(cluster: Cluster, name: str) -> Iterator[None]:
+    """Its disk takes what is written, and answers nothing until this is left."""
+    cluster.worlds[name].answers = trio.Event()
+    try:
+        yield
+    finally:
+        cluster.worlds[name].answers.set()
+
+
+def overheard(cluster: Cluster, node: str) -> list[m.Message]:
+    """What the proxy says to a node from now on."""
+    link, said = cluster.dispatcher.deliveries.links[node], list[m.Message]()
+    send = link.send
+
+    def listen(message: m.Message, correlation_id: str = "") -> Reject | None:
+        said.append(message)
+        return send(message, correlation_id)
+
+    link.send = listen  # type: ignore[method-assign]
+    return said
+
+
+async def test_a_result_is_acknowledged_and_told_only_once_it_is_settled(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    """The node lets go of what is acknowledged, and a caller acts on what it is told: neither may be ahead of the disk."""
+    await cluster.start(nodes=("alpha",))
+    answer = await cluster.submit("t:step", "a", 1_000)
+    said, told = overheard(cluster, "alpha"), list[object]()
+    cluster.dispatcher.waiters.subscribe(answer["run_id"], told.extend)
+    with held_up(cluster, "proxy"):
+        await trio.sleep(4)
+        assert cluster.script.ended == ["a"]
+        assert ([each for each in said if isinstance(each, m.ResultAck)], told) == ([], [])
+    await trio.sleep(1)
+    assert (len([each for each in said if isinstance(each, m.ResultAck)]), len(told)) == (1, 1)
+
+
+async def test_a_report_that_came_while_the_store_failed_is_settled_as_soon_as_it_works(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    """It waits here: the node would say it again only when it is asked again."""
+    await cluster.start(nodes=("alpha",))
+    answer = await cluster.submit("t:step", "a", 1_000)
+    cluster.worlds["proxy"].store_fails = True
+    await trio.sleep(3)
+    said = overheard(cluster, "alpha")
+    cluster.worlds["proxy"].store_fails = False
+    (run,) = await cluster.ended(answer)
+    assert (run["status"], [each for each in said if isinstance(each, m.Deliver)]) == ("COMPLETED", [])
+
+
+async def test_what_was_claimed_for_a_node_that_lost_its_inbox_meanwhile_is_not_sent_under_that_claim(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    await cluster.start(nodes=("alpha",))
+    said, slot = overheard(cluster, "alpha"), cluster.dispatcher.fleet.slots["alpha"]
+    incarnation = slot.incarnation
+    async with trio.open_nursery() as nursery:
+        with held_up(cluster, "proxy"):
+            nursery.start_soon(cluster.submit, "t:once", "a", 1)
+            await cluster.until(lambda: slot.outstanding)
+            slot.incarnation = "another"
+    assert [each for each in said if isinstance(each, m.Deliver)] == []
+    slot.incarnation = incarnation
+    await cluster.until(lambda: cluster.script.ended)
+    assert [each.fence for each in said if isinstance(each, m.Deliver)] == [2]
+
+
 # -- the registry
+
+
+async def test_a_node_acknowledges_a_registry_only_once_it_is_on_its_disk(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    """Otherwise a node that dies then comes back with an older one than the proxy believes it to hold."""
+    await cluster.start(nodes=("alpha",))
+
+    async def synchronized() -> bool:
+        _, answer = await cluster.ask("GET", "/api/nodes")
+        return bool(answer["nodes"][0]["registry"]["synchronized"])
+
+    with held_up(cluster, "alpha"):
+        status, _ = await cluster.ask("DELETE", "/api/commands/t:step")
+        assert status == 200
+        await trio.sleep(5)
+        assert not await synchronized()
+    await trio.sleep(5)
+    assert await synchronized()
 
 
 async def test_a_stored_registry_that_cannot_be_followed_ends_a_removal_instead_of_looping(

@@ -13,6 +13,8 @@ import trio
 from tests.support.memory_cluster import CONTROL, OPEN, Cluster
 from trio.testing import MockClock
 
+from fairlead.protocol.reasons import Refused
+
 HOUR_MS = 3_600_000
 
 
@@ -212,6 +214,45 @@ async def test_cancelling_what_runs_or_waits_on_its_node(cluster: Cluster, autoj
     assert [(run["status"], run["reason"]) for run in runs] == [("CANCELLED", "RUN_CANCELLED")] * 2
     assert cluster.script.began == ["running"]
     assert cluster.outstanding() == 0
+
+
+async def test_nobody_cancels_the_run_of_another_principal(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    """An application may name any run that it watches; whose run it is decides the store's row."""
+    await cluster.start(nodes=("alpha",))
+    answer = await cluster.submit("t:step", "running", 1_000)
+    with pytest.raises(Refused, match="RUN_NOT_OWNED"):
+        await cluster.dispatcher.cancel(answer["run_id"], "client:shop", "client:shop")
+    (run,) = await cluster.ended(answer)
+    assert run["status"] == "COMPLETED"
+
+
+async def test_a_cancellation_that_never_reached_its_node_is_said_again_over_the_same_link(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    await cluster.start(nodes=("alpha",))
+    answer = await cluster.submit("t:step", "running", 40_000, deadline_ms=90_000)
+    await cluster.until(lambda: cluster.script.began)
+    link = cluster.dispatcher.deliveries.links["alpha"]
+    link.send = lambda *_: None  # type: ignore[method-assign,assignment]
+    await cancel(cluster, answer)
+    del link.send
+    (run,) = await cluster.ended(answer)
+    assert (run["status"], trio.current_time() < 30) == ("CANCELLED", True)
+
+
+async def test_a_cancelled_run_whose_delivery_was_lost_is_not_delivered_any_more(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    """The next link hears of its cancellation, and not of the run first."""
+    await cluster.start(nodes=("alpha",))
+    cluster.dispatcher.deliveries.links["alpha"].send = lambda *_: None  # type: ignore[method-assign,assignment]
+    answer = await cluster.submit("t:step", "lost", 40_000, deadline_ms=90_000)
+    await cancel(cluster, answer)
+    cluster.network.cut(CONTROL)
+    (run,) = await cluster.ended(answer)
+    assert (run["status"], cluster.script.began) == ("CANCELLED", [])
 
 
 async def test_a_cancellation_that_the_link_lost_is_said_again(
@@ -438,6 +479,19 @@ async def test_the_kill_switch_stops_deliveries_and_retries_and_what_runs_finish
     cluster.dispatcher.kill_switch = False
     runs = await cluster.ended(retried, scheduled)
     assert [run["status"] for run in runs] == ["COMPLETED"] * 2
+
+
+async def test_under_the_kill_switch_nothing_is_claimed_and_given_back_in_turns(
+    cluster: Cluster, autojump_clock: MockClock
+) -> None:
+    """What waits keeps its place: a claim that cannot be delivered would cost a fence and two commits each time."""
+    await cluster.start()
+    scheduled = await cluster.submit("t:step", "scheduled", 1, delay_ms=1_000)
+    cluster.dispatcher.kill_switch = True
+    await trio.sleep(10)
+    cluster.dispatcher.kill_switch = False
+    (run,) = await cluster.ended(scheduled)
+    assert (run["status"], run["attempts"]) == ("COMPLETED", 1)
 
 
 async def test_the_kill_switch_stops_what_would_be_delivered_again(

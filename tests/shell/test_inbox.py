@@ -13,7 +13,7 @@ import trio
 from tests.support.engine import T0_MS, Engine, registry_of, running_engine
 
 from fairlead.backend import Context, Node, TransientFailure
-from fairlead.backend.context import Transaction
+from fairlead.backend.context import Transaction, TransactionMisused
 from fairlead.backend.decisions import Execute, FenceStale
 from fairlead.backend.inbox import UNACKED_START, Finished, Inbox
 from fairlead.backend.inbox_schema import prepare
@@ -226,6 +226,27 @@ async def test_the_door_is_closed_behind_the_function(path: Path) -> None:
 
     async with running_engine(path, command(handler, "transactional")) as engine:
         await engine.result()
+        assert await engine.query("SELECT * FROM sqlite_schema WHERE name = 'late'") == []
+
+
+async def test_a_door_that_was_kept_does_not_lead_into_the_next_runs_transaction(path: Path) -> None:
+    """Its own transaction is over, but another one is open in the same database."""
+    kept: list[Transaction] = []
+
+    async def handler(ctx: Context) -> str:
+        def effect(db: Transaction) -> str:
+            if not kept:
+                kept.append(db)
+                return "kept"
+            with pytest.raises(TransactionMisused):
+                kept[0].execute("CREATE TABLE late (x)")
+            return "closed"
+
+        return await ctx.transaction(effect)
+
+    async with running_engine(path, command(handler, "transactional")) as engine:
+        assert (await engine.result(run_id="r1")).value_json == b'"kept"'
+        assert (await engine.result(run_id="r2")).value_json == b'"closed"'
         assert await engine.query("SELECT * FROM sqlite_schema WHERE name = 'late'") == []
 
 

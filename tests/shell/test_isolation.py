@@ -54,6 +54,16 @@ async def test_a_suspect_executes_alone(autojump_clock: MockClock) -> None:
     assert "b" in beside["a"], "others still execute side by side"
 
 
+async def test_nobody_starts_freely_who_is_a_suspect_or_beside_one(autojump_clock: MockClock) -> None:
+    """The quick way past `execution` is for those alone whom nothing concerns."""
+    isolation = Isolation(MemoryMarks(), {"suspect": 1})
+    assert isolation.starts_freely("innocent")
+    assert not isolation.starts_freely("suspect")
+    async with isolation.execution(0, "suspect"):
+        assert not isolation.starts_freely("innocent")
+    assert isolation.starts_freely("innocent")
+
+
 async def test_a_cancelled_suspect_gives_its_turn_back(autojump_clock: MockClock) -> None:
     isolation = Isolation(MemoryMarks(), {"suspect": 1})
     with trio.move_on_after(1):

@@ -65,6 +65,24 @@ async def test_a_job_returns_its_value_after_it_is_durable(make: Make) -> None:
     await again.aclose()
 
 
+def test_what_the_commit_refuses_is_not_answered_as_done_and_harms_no_neighbour(tmp_path: Path) -> None:
+    """A disk that is full says so at COMMIT, as a deferred constraint does here."""
+
+    def with_parents(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+        connection.execute("CREATE TABLE children (id REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
+        schema(connection)
+
+    connection = open_connection(tmp_path / "test.db", with_parents)
+    orphan = lambda db: db.execute("INSERT INTO children VALUES (7)").rowcount  # noqa: E731
+    first, refused, last = subject.run_batch(connection, [insert(1), orphan, insert(2)])
+    assert (first.unwrap(), last.unwrap(), numbers(connection)) == (1, 2, [1, 2])
+    with pytest.raises(sqlite3.IntegrityError):
+        refused.unwrap()
+    assert connection.execute("SELECT * FROM children").fetchall() == []
+    connection.close()
+
+
 async def test_a_job_that_raises_leaves_nothing_and_its_caller_hears_of_it(writer: Writer) -> None:
     def half(connection: sqlite3.Connection) -> None:
         insert(1)(connection)

@@ -24,6 +24,7 @@ from tests.support.store_contract import (
 )
 
 from fairlead.protocol.reasons import Reason
+from fairlead.proxy.store import leases
 from fairlead.proxy.store.records import (
     Ended,
     RunStatus,
@@ -71,6 +72,22 @@ async def test_what_was_delivered_fails_at_its_deadline_after_a_grace(
     assert await swept(store, T0 + 1_009, 1_000) == []
     assert await swept(store, T0 + 1_010, 1_000) == [Ended("r1", RunStatus.FAILED, reason, "n1")]
     assert await events(store) == ["accepted", "delivered", "attempt abandoned", "failed"]
+
+
+async def test_only_the_proxy_that_dispatched_a_run_renews_its_lease(store: ContractStore) -> None:
+    """What another one took over is not kept alive by the heartbeat that its old proxy hears."""
+    await store.accept([new("r1", assignment=pinned())])
+    ((owner,),) = await store.sql("SELECT owner FROM runs WHERE run_id = 'r1'")
+
+    async def renew(by: str) -> tuple[list[str], int]:
+        gone = await store.engine.write(
+            lambda db: leases.renew(db, "n1", [("r1", 1)], LEASE_MS, T0 + 1_000, by)
+        )
+        ((until_ms,),) = await store.sql("SELECT lease_until_ms FROM runs WHERE run_id = 'r1'")
+        return gone, until_ms
+
+    assert await renew("another proxy") == (["r1"], LEASE)
+    assert await renew(owner) == ([], LEASE + 1_000)
 
 
 async def test_a_lease_that_ran_out_frees_an_idempotent_run_under_a_higher_fence(

@@ -379,6 +379,9 @@ class Executor:
                 began = trio.current_time()  # what the disk took is not the handler's time
                 if run.cancelled:
                     return run.failed(Reason.RUN_CANCELLED, "before its handler was called", started_at_ms)
+                now_ms = self._world.wall_ms()
+                if now_ms >= delivery.deadline_at_ms:  # the disk took that long
+                    return run.failed(Reason.DEADLINE_EXCEEDED, "before its handler was called", now_ms)
             run.execution = Execution(self._around, run, handler, started_at_ms)
             self._watch.until(run, began + self._timeout_s(delivery, started_at_ms))
             return await run.execution.run(arguments, scope)

@@ -44,6 +44,7 @@ UNACKED_PAGE: Final = 256
 # While more than this waits for the proxy, what is only told again waits too.
 UNACKED_OUTPUT_BYTES_MAX: Final = 1024 * 1024
 UNACKED_PAUSE_S: Final = 0.01
+UNACKED_AGAIN_S: Final = 1.0  # after the inbox could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +324,8 @@ class ProxyLink:
                         effect.removals,
                         effect.whole,
                     )
-                except Exception as error:  # the disk failed: the last good one stays, and the next link asks again
+                except Exception as error:
+                    # the disk failed: the last good registry stays, and the next link asks again
                     self._pump.end(Reason.STORE_UNAVAILABLE, f"registry: {error}"[:200])
                     return
                 self._pump.send(self._mirror.adopt(effect.registry))
@@ -409,8 +411,10 @@ class ProxyLink:
             self._unacked_wanted = trio.Event()
             try:
                 await self._report_unacked()
-            except Exception as error:  # they stay unacknowledged, and are told on the next link
+            except Exception as error:  # they stay unacknowledged, and are told a little later
                 self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
+                await trio.sleep(UNACKED_AGAIN_S)
+                self._unacked_wanted.set()
 
     async def _report_unacked(self) -> None:
         """In pages, each when the one before is on its way: more than a link may queue would end the link, and the

@@ -314,6 +314,13 @@ def test_the_window_is_validity_and_skew_on_both_sides(now_ms: int, passes: bool
     assert (reason_of(guard().check(Draft().pack(), now_ms)) is None) == passes
 
 
+@pytest.mark.parametrize(("now_ms", "passes"), [(NOW_MS + 6_000, True), (NOW_MS + 6_001, False)])
+def test_an_envelope_is_good_for_its_own_time_and_not_for_the_longest_that_any_may_have(
+    now_ms: int, passes: bool
+) -> None:
+    assert (reason_of(guard().check(Draft(ttl_ms=1_000).pack(), now_ms)) is None) == passes
+
+
 @pytest.mark.parametrize(
     "change",
     [{"ttl_ms": 10_001}, {"ttl_ms": 2**63}, {"ttl_ms": 0}, {"ttl_ms": -1}, {"issued_at_ms": 0},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.ops.dead_letters_api import DeadLettersApi
+from fairlead.proxy.store.records import DeadLetter
 from fairlead.runtime.http.message import Request
 
 # Whatever is asked of it fails the test: these requests are refused before anything is looked at.
@@ -45,6 +48,32 @@ async def test_force_is_for_the_operator_role(more: str) -> None:
 )  # fmt: skip
 async def test_a_request_that_names_no_records_or_names_them_twice_is_malformed(body: bytes) -> None:
     assert (await refusal(body, OPERATOR)).reason is Reason.BODY_MALFORMED
+
+
+class _Uncounting:
+    """A store that reads and cannot count."""
+
+    async def dead_letters(self, wanted: object) -> list[DeadLetter]:
+        return []
+
+    async def rate_limit(self, key: str, limit: int, window_ms: int, now_ms: int) -> int:
+        raise sqlite3.OperationalError("disk I/O error")
+
+
+class _Replayer:
+    controls = SimpleNamespace(items_max=100)
+
+    def around(self) -> object:
+        return None
+
+
+async def test_a_rate_limit_that_cannot_be_counted_lets_nothing_pass() -> None:
+    world = SimpleNamespace(wall_ms=lambda: 1_000_000)
+    api = DeadLettersApi(
+        cast("Any", world), NOTHING, cast("Any", _Uncounting()), NOTHING, cast("Any", _Replayer()), 3, 300_000
+    )
+    with pytest.raises(sqlite3.OperationalError):
+        await api.replay(request(b'{"tenant": "a"}'), OPERATOR)
 
 
 async def test_a_key_out_of_bounds_is_refused() -> None:

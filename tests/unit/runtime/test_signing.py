@@ -96,6 +96,18 @@ def test_forgeries(signatures: list[str], timestamps: list[str], body: bytes, re
     assert judged.reason is reason
 
 
+@pytest.mark.parametrize("place", [0, 63, 64, 5_000, 99_999])
+def test_every_byte_of_a_long_body_is_signed(place: int) -> None:
+    body = b"x" * 100_000
+    signed = worker_signature(SECRET, STAMP, body)
+    assert isinstance(judge([signed], [str(STAMP)], body), int)
+    assert isinstance(judge([signed], [str(STAMP)], body[:place] + b"y" + body[place + 1 :]), Reject)
+    assert (
+        signed_headers([SECRET], "e1", NOW_MS, body)[5]
+        != signed_headers([SECRET], "e1", NOW_MS, body[:place])[5]
+    )
+
+
 @pytest.mark.parametrize(
     ("late_s", "is_believed"), [(0, True), (300, True), (301, False), (-300, True), (-301, False)]
 )

@@ -153,9 +153,9 @@ class Replayer:
                     skipped=replay.skipped,
                 )  # fmt: skip
             return 0
-        return await self._start(replay, waiting, min(left, at.room))
+        return await self._start(replay, waiting, min(left, at.room), replay.started + at.room)
 
-    async def _start(self, replay: Replay, waiting: list[DeadLetter], room: int) -> int:
+    async def _start(self, replay: Replay, waiting: list[DeadLetter], room: int, started_max: int) -> int:
         around = self.around()
         starts: list[ReplayStart] = []
         deferrals: list[tuple[str, str, bool]] = []
@@ -167,7 +167,7 @@ class Replayer:
                 starts.append(
                     ReplayStart(
                         record.id, self._world.new_id(), 0, self.controls.daily_limit, self.controls.monthly_limit,
-                        replay.forced, self.controls.max_count,
+                        replay.forced, self.controls.max_count, started_max,
                     )
                 )  # fmt: skip
         done = 0
@@ -179,7 +179,7 @@ class Replayer:
                     self._observer.log.info(
                         "dlq_replay_started", record=outcome.record_id, run=outcome.run_id, replay=replay.id
                     )
-                else:
+                elif outcome.reason:
                     lasting = outcome.reason in {reason.value for reason in LASTING}
                     deferrals.append((outcome.record_id, outcome.reason, lasting))
         for _, reason_text, _ in deferrals:

@@ -99,7 +99,10 @@ class Ops:
                 caller = self._authorize(found.endpoint, request, public_only)
                 method = getattr(self, f"serve_{found.endpoint.name}")
                 response: Response = await method(request, caller, unquote(found.identifier))
-            except Refused as refused:
+            except STORE_FAILURES as error:
+                refused = error if isinstance(error, Refused) else Refused(
+                    Reason.STORE_UNAVAILABLE, str(error), retry_after_s=1
+                )  # fmt: skip
                 self._observer.refused(
                     refused.reason,
                     refused.detail,

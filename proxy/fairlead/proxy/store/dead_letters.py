@@ -213,6 +213,13 @@ def start(db: Db, starts: Sequence[ReplayStart], now_ms: int, owner: str) -> lis
         if run is None:
             outcomes.append(ReplayStarted(each.record_id, "", Reason.RUN_UNKNOWN.value))
             continue
+        # Two workers may have counted the same room: whoever comes second finds it taken, here.
+        counted = db.execute(
+            f"SELECT started FROM replay_runs WHERE id = ?{db.dialect.for_update}", (record.replay_id,)
+        ).fetchone()
+        if counted is not None and counted[0] >= each.started_max:
+            outcomes.append(ReplayStarted(each.record_id, ""))
+            continue
         refused = controls.spend(db, record.tenant, each.daily_limit, each.monthly_limit, now_ms)
         if refused is not None:
             outcomes.append(ReplayStarted(each.record_id, "", refused.value))

@@ -374,11 +374,12 @@ class ReplayStart:
     monthly_limit: int
     forced: bool
     max_count: int
+    started_max: int = 1 << 31  # runs of its replay that may have been started, this one included
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayStarted:
-    """What became of it: a run, or the reason why not."""
+    """What became of it: a run, or the reason why not (none where its replay has no room just now)."""
 
     record_id: str
     run_id: str
