@@ -346,7 +346,7 @@ def overheard(cluster: Cluster, node: str) -> list[m.Message]:
 async def test_a_result_is_acknowledged_and_told_only_once_it_is_settled(
     cluster: Cluster, autojump_clock: MockClock
 ) -> None:
-    """The node lets go of what is acknowledged, and a caller acts on what it is told: neither may be ahead of the disk."""
+    """A node lets go of what is acknowledged, a caller acts on what it is told: neither may be ahead of the disk."""
     await cluster.start(nodes=("alpha",))
     answer = await cluster.submit("t:step", "a", 1_000)
     said, told = overheard(cluster, "alpha"), list[object]()
