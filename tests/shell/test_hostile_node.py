@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -466,6 +466,23 @@ async def test_garbage_ends_its_own_link_only(autojump_clock: MockClock, proxy: 
     assert proxy.rejects()["DECRYPT_FAILED"] == 1
     assert proxy.control.nodes.record("n2").last_end is not None
     await works(proxy, good)
+
+
+async def test_a_trickle_that_never_becomes_a_frame_keeps_no_link_alive(
+    autojump_clock: MockClock, proxy: Proxy
+) -> None:
+    """One flipped bit of a frame's length makes it swallow what follows, heartbeats too: for hours, it was."""
+    stalled = await HostileNode(proxy, "n2").join()
+    await stalled.stream.send_all(b"\xff\xff")
+    with trio.fail_after(60), suppress(trio.BrokenResourceError):
+        while not stalled.ended:
+            await trio.sleep(0.5)
+            await stalled.stream.send_all(bytes(10))
+    assert proxy.rejects()["LINK_IDLE_TIMEOUT"] == 1
+    last_end = proxy.control.nodes.record("n2").last_end
+    assert last_end is not None
+    assert last_end[0] is Reason.LINK_IDLE_TIMEOUT
+    await works(proxy, await HostileNode(proxy, "n2").join())
 
 
 async def test_revoking_ends_the_link_and_the_key(autojump_clock: MockClock, proxy: Proxy) -> None:

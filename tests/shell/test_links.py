@@ -140,6 +140,20 @@ async def test_a_result_goes_to_the_proxy_that_asked_and_to_no_other(
     ]
 
 
+async def test_the_first_heartbeat_comes_before_the_shortest_silence_that_may_be_configured(
+    autojump_clock: MockClock, pair: Pair, nursery: trio.Nursery
+) -> None:
+    """It once came after a second, whatever the proxy said: a link of 300 ms ended, and the next, for ever."""
+    eager = StubProxy(
+        MemoryWorld(pair.network, 30), bytes.fromhex(SECRET), port=PORTS[0], heartbeat_interval_ms=100,
+        node_timeout_ms=300,
+    )  # fmt: skip
+    await pair.start(nursery, eager)
+    await trio.sleep(3)
+    assert len(eager.all(m.Hello)) == 1, "the first link stands"
+    assert len(eager.all(m.Heartbeat)) > 20
+
+
 async def test_a_proxy_that_took_over_hears_the_result_under_its_fence(
     autojump_clock: MockClock, pair: Pair, nursery: trio.Nursery
 ) -> None:

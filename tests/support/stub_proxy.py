@@ -28,8 +28,18 @@ FLEET = "fleet-1"
 class StubProxy:
     """Serves one port until cancelled. `pump` is the link that stands now, if any."""
 
-    def __init__(self, world: Any, secret: bytes, *, port: int = 0, lease_ms: int = 30_000) -> None:
+    def __init__(
+        self,
+        world: Any,
+        secret: bytes,
+        *,
+        port: int = 0,
+        lease_ms: int = 30_000,
+        heartbeat_interval_ms: int = 1_000,
+        node_timeout_ms: int = 60_000,
+    ) -> None:
         self._world, self._secret, self.port, self._lease_ms = world, secret, port, lease_ms
+        self._heartbeat_interval_ms, self._node_timeout_ms = heartbeat_interval_ms, node_timeout_ms
         self.pump: LinkPump | None = None
         self.got: list[tuple[m.Message, str]] = []
         self.fleet_id = FLEET
@@ -72,7 +82,12 @@ class StubProxy:
         message = event.message
         match message:
             case m.Hello():
-                self.send(m.Welcome("proxy", self.fleet_id, "stub", 1_000, 60_000, self._lease_ms, 120_000))
+                self.send(
+                    m.Welcome(
+                        "proxy", self.fleet_id, "stub", self._heartbeat_interval_ms, self._node_timeout_ms,
+                        self._lease_ms, 120_000,
+                    )
+                )  # fmt: skip
             case m.Announce(descriptors, _):
                 items = [decode_item(raw) for raw in descriptors]
                 self._items = {item.descriptor.name: item for item in items if isinstance(item, Item)}

@@ -342,9 +342,9 @@ class ProxyLink:
 
     async def _beat(self) -> None:
         while True:
-            interval_ms = self._welcome.heartbeat_interval_ms if self._welcome else 1_000
-            await trio.sleep(interval_ms / 1000)
-            if self._welcome is not None:
+            welcome = self._welcome
+            await trio.sleep(welcome.heartbeat_interval_ms / 1000 if welcome else 0.1)
+            if welcome is not None:
                 self._send_beat()
 
     def _send_beat(self) -> None:

@@ -114,6 +114,7 @@ class Channel(abc.ABC):
         self._guard: Guard | None = None
         self._established: Established | None = None
         self._frames_sent = 0
+        self.frames_received = 0  # that authenticated: the only sign of life there is
         self._rekeyed_at_ms = 0
         self._rejects = 0
         self.more = False
@@ -200,6 +201,7 @@ class Channel(abc.ABC):
             reason = Reason.HANDSHAKE_AUTH_FAILED if proving else Reason.DECRYPT_FAILED
             self._fail(events, reason, "a frame did not authenticate")
             return
+        self.frames_received += 1
         if self._state is _State.AWAIT_PROOF:
             assert self._established is not None
             self._state = _State.OPEN

@@ -130,6 +130,7 @@ class LinkPump:
         self, on_event: OnEvent, idle_timeout_s: Callable[[], float], silence: trio.CancelScope
     ) -> Reject:
         events, self._held = self._held, []
+        frames, silent_at = -1, 0.0
         while True:
             for event in events:
                 await on_event(event)
@@ -143,7 +144,11 @@ class LinkPump:
             if self.channel.more:
                 events = self.channel.receive(b"", self._world.wall_ms())
                 continue
-            silence.deadline = trio.current_time() + idle_timeout_s()
+            if frames != self.channel.frames_received:
+                # Bytes alone are no sign of life: after a length that was changed on the way, a frame swallows all
+                # that follows, and a trickle of heartbeats would keep a link that says nothing for hours.
+                frames, silent_at = self.channel.frames_received, trio.current_time() + idle_timeout_s()
+            silence.deadline = silent_at
             try:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
             except trio.BrokenResourceError as error:

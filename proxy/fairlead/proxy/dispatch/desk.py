@@ -284,9 +284,10 @@ class Session:
         self._tell([
             self._give_up(run_id, Refused(Reason.RUN_UNKNOWN, run_id)) for run_id in batch if run_id not in mine
         ])  # fmt: skip
-        for run_id in mine:
+        owned = [run_id for run_id in batch if run_id in mine]
+        for run_id in owned:
             self._desk.waiters.subscribe(run_id, self._listener)
-        await self._look(list(mine))
+        await self._look(owned)
 
     async def _look(self, run_ids: list[str]) -> None:
         """Some may have ended already, and then nobody will say so again."""

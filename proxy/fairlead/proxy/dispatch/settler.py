@@ -65,7 +65,7 @@ class Settler:
         self._retried = metrics.counter(
             "attempts_retried_total", "Failed attempts that are followed by another.", ("reason",)
         )
-        for reason in RETRYABLE_ENDS:
+        for reason in sorted(RETRYABLE_ENDS):  # in one order, whatever the hash seed
             self._retried.cell(reason.value)
         metrics.computed("retry_budget", "Retries that are allowed now.", (), lambda: {(): budget.allowed})
         self._verdicts = metrics.counter("reports_total", "Reports of nodes, by verdict.", ("verdict",))
