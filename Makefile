@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: run test check fix bench clean help
+.PHONY: run test check fix bench sim clean help
 
 help:
 	@echo "make run    proxy, two nodes and a sample app on loopback; Ctrl-C stops"
@@ -13,6 +13,7 @@ help:
 	@echo "make check  lint and types only"
 	@echo "make fix    let ruff mend what it can"
 	@echo "make bench  the benchmark table (takes a few minutes)"
+	@echo "make sim    whole clusters with faults, from seeds, for ten minutes (SIM_MINUTES, SIM_SEEDS, SIM_JOBS)"
 	@echo "make clean  removes .venv and what was built; keeps ./data"
 
 $(STAMP): pyproject.toml
@@ -39,10 +40,17 @@ fix: $(STAMP)
 	@$(BIN)/ruff format .
 
 test: check
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(BENCH_STAMP)
 	@$(BIN)/python -m bench
+
+SIM_SEEDS   ?= 1..100000
+SIM_MINUTES ?= 10
+SIM_JOBS    ?= 2
+
+sim: $(STAMP)
+	@$(BIN)/python -m tests.sim --known --seeds $(SIM_SEEDS) --minutes $(SIM_MINUTES) --jobs $(SIM_JOBS) --page
 
 clean:
 	rm -rf $(VENV) build dist

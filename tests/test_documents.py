@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.sim.oracles import ORACLES
 
 from fairlead.cli.main import make_parser
 from fairlead.cli.reasons_page import markdown
@@ -42,6 +43,23 @@ def test_files_named_on_the_journeys_exist() -> None:
         part, _, file = name.partition("/")
         found = [root / name for root in roots] + [root / file for root in roots if root.name == part]
         assert any(each.with_suffix(".py").exists() or each.is_dir() for each in found), name
+
+
+def test_every_guarantee_names_the_oracle_that_looks_after_it() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    guarantees = re.split(r"\n\* ", text.partition("## Guarantees")[2].partition("\n## ")[0])[1:]
+    known = {each.name for each in ORACLES} | {"liveness"}
+    named: set[str] = set()
+    for guarantee in guarantees:
+        found = re.search(r"\*\[([^\]]+)\]\*", guarantee)
+        assert found, f"no oracle and no tests: {guarantee}"
+        names = " ".join(found[1].split())
+        for oracle in known:
+            if oracle in names:
+                named.add(oracle)
+                names = names.replace(oracle, "")
+        assert not names.replace("tests", "").strip(", "), f"no such oracle: {found[1]}"
+    assert named == known
 
 
 def test_the_curl_lines_of_the_readme_name_endpoints_that_exist() -> None:

@@ -1,0 +1,129 @@
+"""The handlers that the workload runs. Each call is noted in the record; how it goes is in its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from tests.sim.record import Execution, Record
+from tests.sim.workload import TIMEOUT_S
+
+from fairlead.backend import Node, TransientFailure
+
+EFFECTS = (
+    "CREATE TABLE IF NOT EXISTS effects (number INTEGER NOT NULL, root TEXT NOT NULL, run_id TEXT NOT NULL,"
+    " fence INTEGER NOT NULL, life INTEGER NOT NULL)"
+)
+
+
+def handlers_of(get_record: Callable[[], Record | None]) -> Callable[[str], Node]:
+    """A function that makes a node's handlers at each start of its process, in the version that it has now."""
+
+    def make(name: str) -> Node:
+        record = get_record()
+        version, life = 1, 0
+        if record is not None:
+            version = record.versions.get(name, 1)
+            life = record.lives[name] = record.lives.get(name, 0) + 1
+        return _node(get_record, name, life, version)
+
+    return make
+
+
+def _node(get_record: Callable[[], Record | None], name: str, life: int, version: int) -> Node:
+    node = Node()
+
+    def begin(context: Any, command: str) -> Execution:
+        record = get_record()
+        assert record is not None
+        return record.begin(context, command, name, life)
+
+    def fails(execution: Execution, mode: str, times: int) -> bool:
+        record = get_record()
+        assert record is not None
+        tries = record.tries.get(execution.root_id, 0)
+        if mode == "fail_once":
+            return tries <= 1
+        return mode == "fail" or (mode in ("transient", "slow", "exit") and tries <= times)
+
+    def fail(mode: str) -> None:
+        if mode == "transient":
+            raise TransientFailure("not now")
+        if mode == "exit":
+            raise SystemExit(3)
+        raise ValueError("this is how it goes")
+
+    async def behave(execution: Execution, mode: str, ms: int, times: int) -> None:
+        is_bad = fails(execution, mode, times)
+        if mode == "slow" and is_bad:
+            await trio.sleep(TIMEOUT_S + 1)
+        await trio.sleep(ms / 1000)
+        if is_bad and mode != "slow":
+            fail(mode)
+
+    def value_of(execution: Execution, mode: str) -> Any:
+        execution.ended_s, execution.how = trio.current_time(), "returned"
+        if mode == "unserializable":
+            return object()
+        return [execution.process, execution.life, execution.number, execution.run_id]
+
+    @node.command("w:add", effect="transactional", timeout_s=TIMEOUT_S)
+    async def add(
+        ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
+    ) -> Any:
+        "An effect in the inbox's transaction."
+        execution = begin(ctx, "w:add")
+
+        def effect(db: Any) -> Any:
+            record = get_record()
+            assert record is not None
+            record.effect(execution)
+            db.execute(EFFECTS)
+            db.execute(
+                "INSERT INTO effects (number, root, run_id, fence, life) VALUES (?, ?, ?, ?, ?)",
+                (execution.number, execution.root_id, execution.run_id, execution.fence, life),
+            )
+            return value_of(execution, mode)
+
+        await behave(execution, mode, ms, times)
+        value = await ctx.transaction(effect)
+        await trio.sleep(tail_ms / 1000)
+        return value
+
+    @node.command("w:step", effect="idempotent", timeout_s=TIMEOUT_S, version=version)
+    async def step(
+        ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
+    ) -> Any:
+        "May run again. Its version is that of its node's release."
+        execution = begin(ctx, "w:step")
+        await behave(execution, mode, ms, times)
+        return value_of(execution, mode)
+
+    @node.command("w:once", effect="once", timeout_s=TIMEOUT_S)
+    async def once(
+        ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
+    ) -> Any:
+        "Must not run again by itself."
+        execution = begin(ctx, "w:once")
+        await behave(execution, mode, ms, times)
+        return value_of(execution, mode)
+
+    @node.command("w:plain", effect="idempotent", timeout_s=TIMEOUT_S, attempts=2)
+    def plain(ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0) -> Any:
+        "Not async."
+        execution = begin(ctx, "w:plain")
+        if fails(execution, mode, times):
+            fail(mode)
+        return value_of(execution, mode)
+
+    @node.command("w:extra", effect="idempotent", timeout_s=TIMEOUT_S, aliases=("more",))
+    async def extra(
+        ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
+    ) -> Any:
+        "Operators take this one out of the registry now and then."
+        execution = begin(ctx, "w:extra")
+        await behave(execution, mode, ms, times)
+        return value_of(execution, mode)
+
+    return node

@@ -1,0 +1,218 @@
+"""Pure. What a seed stands for: first the options (swarm: each seed leaves much out), then the steps and the faults.
+
+Steps are plain data like faults, drawn before anything runs, so that each can be left out of a failing seed by itself.
+What a step means is in `actions`. To add a kind of step: a row in `STEPS` (what it draws, and how often it comes), a
+method of that name in `actions.Actions`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fairlead.testing import Fault, Names, Options, draw
+from fairlead.testing.faults import KINDS as FAULT_KINDS
+
+TENANTS: Final = ("default", "t1", "t2")
+COMMANDS: Final = ("w:add", "w:step", "w:once", "w:plain", "w:extra")
+TIMEOUT_S: Final = 2.0
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that an application, an operator or an attacker does at one moment."""
+
+    at_s: float
+    kind: str
+    args: Arguments = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.at_s:.3f} {self.kind} " + " ".join(
+            f"{key}={value}" for key, value in self.args.items()
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What one seed draws before its run."""
+
+    seed: int
+    options: Options
+    long_s: float
+    worker: str  # the replay worker: off, on, automatic
+    max_count: int
+    daily_limit: int
+    retry_percent: int
+    automatic_effects: bool
+    forgetful: bool  # operators forget what they paused
+    step_kinds: tuple[str, ...]
+    fault_kinds: tuple[str, ...]
+    clock_off_ms: int  # the most that any clock is off by, in this seed
+    steps: tuple[Step, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def has(self, *kinds: str) -> bool:
+        """Whether a kind of fault or step is part of this run."""
+        there = {each.kind for each in (*self.steps, *self.faults)}
+        return bool(there & set(kinds))
+
+    def text(self) -> str:
+        """The options on one line."""
+        options = self.options
+        return (
+            f"proxies={options.proxies}{' shared' if options.is_shared else ''} nodes={options.nodes}"
+            f" lease_ms={options.lease_ms} heartbeat_ms={options.heartbeat_ms} retries={options.retries}"
+            f" attempts={options.attempts_max} concurrent={options.concurrent_max} worker={self.worker}"
+            f" forgetful={self.forgetful} steps={len(self.steps)} faults={len(self.faults)}"
+            f" clock_off_ms={self.clock_off_ms}"
+        )  # fmt: skip
+
+
+# -- steps
+
+
+def _work(draw_: random.Random) -> Arguments:
+    """A command with how its handler behaves, and everything a submission may ask for."""
+    command = draw_.choices(COMMANDS, (8, 6, 4, 2, 1))[0]
+    args: Arguments = {"command": command, "target": draw_.choices(
+        ("any", "node", "all", "is", "is not", "nowhere"), (10, 6, 2, 1, 1, 0.3)
+    )[0], "number": draw_.randrange(1, 6), "tenant": draw_.choices(TENANTS, (4, 2, 1))[0]}  # fmt: skip
+    args["mode"] = draw_.choices(
+        ("ok", "transient", "fail", "fail_once", "slow", "exit", "unserializable"), (14, 4, 1, 1, 1, 0.3, 0.3)
+    )[0]
+    if command == "w:plain" and args["mode"] == "slow":
+        args["mode"] = "ok"
+    args["ms"] = draw_.choices((0, 10, 100, 600, 1_500), (4, 6, 4, 2, 1))[0]
+    args["tail_ms"] = draw_.choices((0, 200), (5, 1))[0]
+    args["times"] = draw_.randrange(1, 6)
+    if draw_.random() < 0.25:
+        args["ordering_key"] = f"key-{draw_.randrange(3)}"
+    if draw_.random() < 0.2:
+        args["priority"] = draw_.randrange(0, 10)
+    if draw_.random() < 0.15:
+        args["delay_ms"] = draw_.choice((1, 300, 2_000, 5_000))
+    if draw_.random() < 0.3:
+        args["deadline_ms"] = draw_.choice((50, 400, 1_500, 6_000, 15_000))
+    return args
+
+
+def _http(draw_: random.Random) -> Arguments:
+    keyed = draw_.random() < 0.6
+    return {**_work(draw_), "keyed": keyed, "wait_s": draw_.choice((0, 0, 1, 5)), "again": draw_.random() < 0.3,
+            "reused": keyed and draw_.random() < 0.05}  # fmt: skip
+
+
+STEPS: Final[dict[str, tuple[float, Callable[[random.Random], Arguments]]]] = {
+    # applications
+    "http": (14, _http),
+    "http_batch": (3, lambda d: {"items": [_work(d) for _ in range(d.randrange(1, 6))]}),
+    "client": (14, _work),
+    "client_many": (4, lambda d: {"items": [_work(d) for _ in range(d.randrange(2, 10))]}),
+    "client_gives_up": (1, lambda d: {**_work(d), "after_s": d.choice((0.0, 0.002, 0.01, 0.5))}),
+    "cancel_client": (2, lambda d: {"pick": d.randrange(1_000)}),
+    "restart_client": (0.5, lambda d: {"for_s": d.uniform(0, 3)}),
+    "cancel": (4, lambda d: {"pick": d.randrange(1_000)}),
+    "retry": (3, lambda d: {"pick": d.randrange(1_000)}),
+    # dead letters
+    "replay_one": (4, lambda d: {"pick": d.randrange(1_000), "force": d.random() < 0.3}),
+    "replay_filter": (3, lambda d: {
+        "filter": d.choice(({"tenant": "t1"}, {"tenant": "default"}, {"command": "w:step"}, {"transient": True})),
+        "force": d.random() < 0.3, "dry": d.random() < 0.3,
+    }),
+    "replay_twice": (1.5, lambda d: {"pick": d.randrange(1_000), "force": d.random() < 0.5}),
+    "budget": (1, lambda d: {"tenant": d.choice(TENANTS), "daily_limit": d.choice((0, 1, 3, 100))}),
+    "clear_rate_limits": (0.5, lambda d: {}),
+    # operators
+    "pause_node": (1.5, lambda d: {"number": d.randrange(1, 6), "for_s": d.choice((0.2, 2, 6, 100))}),
+    "drain_node": (1, lambda d: {"number": d.randrange(1, 6), "for_s": d.choice((0.2, 2, 6, 100))}),
+    "pause_tenant": (1.5, lambda d: {"tenant": d.choice((*TENANTS, "*")), "for_s": d.choice((0.2, 3, 8, 100))}),
+    "drain_tenant": (1, lambda d: {"tenant": d.choice((*TENANTS, "*")), "for_s": d.choice((0.2, 3, 100))}),
+    "pause_everything": (0.4, lambda d: {"for_s": d.choice((5, 100))}),
+    "resync": (1, lambda d: {"number": d.randrange(1, 6), "times": d.choice((1, 1, 20))}),
+    "remove_command": (0.7, lambda d: {"command": d.choice(("w:extra", "w:step"))}),
+    "look": (2, lambda d: {"path": d.choice((
+        "/status", "/metrics", "/health", "/api/nodes", "/api/runs?limit=1000", "/api/ops/reliability/dlq",
+        "/api/ops/reliability/dlq/replay-worker", "/api/commands", "/api/ops/reliability/audit", "/health/test",
+    ))}),
+    "kill_switch": (0.4, lambda d: {"for_s": d.choice((1, 4, 9))}),
+    "revoke_client": (0.1, lambda d: {}),
+    # processes and versions
+    "rotate": (0.6, lambda d: {"pause_s": d.uniform(0, 1)}),
+    "new_handlers": (0.8, lambda d: {"number": d.randrange(1, 6), "version": d.choice((1, 2, 2, 3))}),
+    "new_handlers_everywhere": (0.4, lambda d: {"version": d.choice((2, 3)), "pause_s": d.uniform(0, 2)}),
+    "impostor": (0.4, lambda d: {"number": d.randrange(1, 6), "for_s": d.uniform(1, 6), "instead": d.random() < 0.5}),
+    "replay_recorded": (0.8, lambda d: {"pick": d.randrange(1_000), "times": d.choice((1, 2, 40))}),
+}  # fmt: skip
+ALWAYS: Final = ("http", "client")
+
+
+def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
+    """Everything that a seed decides beforehand. `scale` stretches the run: steps, faults and time alike."""
+    d = random.Random(f"{seed}/setup")
+    proxies = d.choice((1, 1, 1, 2, 2))
+    nodes = d.choice((1, 2, 2, 3, 3, 5))
+    shared = True if proxies > 1 else d.random() < 0.25
+    heartbeat_ms = d.choice((500, 1_000, 2_000))
+    options_proxy: dict[str, Any] = {
+        "dispatch": {"pending_max": d.choice((10, 100_000, 100_000, 100_000))},
+        "retry": {"budget_percent": d.choice((0, 20, 100)), "base_delay_ms": d.choice((1, 250))},
+        "limits": {"shutdown_grace_s": d.choice((0, 2))},
+    }
+    worker = d.choice(("off", "on", "on", "automatic"))
+    reliability = {
+        "dlq_replay_interval_ms": d.choice((300, 1_000)), "dlq_replay_batch_size": d.choice((1, 5)),
+        "dlq_replay_max_count": d.choice((1, 2, 3)), "dlq_replay_min_age_ms": d.choice((0, 500, 3_000)),
+        "dlq_replay_min_retry_interval_ms": d.choice((0, 1_000)), "dlq_replay_require_transient": d.random() < 0.5,
+        "dlq_replay_automatic": worker == "automatic", "dlq_replay_stop_percent": d.choice((0, 20, 50, 100)),
+        "dlq_replay_daily_limit": d.choice((1, 5, 1_000)), "dlq_replay_rate_max": d.choice((3, 1_000)),
+        "dlq_replay_rate_window_ms": d.choice((1_000, 20_000)),
+    }  # fmt: skip
+    options_proxy["reliability"] = reliability
+    names = [
+        *(f"proxy-{n + 1}" for n in range(proxies)),
+        *(f"node-{n + 1}" for n in range(nodes)),
+        "database",
+    ]
+    skewed = d.random() < 0.3
+    skew_ms = {name: d.randrange(-900, 900) for name in names if skewed and d.random() < 0.5}
+    drift_ppm = {name: float(d.choice((-500, 500))) for name in names if skewed and d.random() < 0.3}
+    wire = {name: (1, 2) for name in names if d.random() < 0.1}
+    options = Options(
+        proxies=proxies, nodes=nodes, shared_store=shared, heartbeat_ms=heartbeat_ms,
+        node_timeout_ms=d.choice((6_000, 15_000)), lease_ms=max(2 * heartbeat_ms, d.choice((1_000, 4_000, 15_000))),
+        deadline_ms=d.choice((8_000, 20_000)), retries=d.random() < 0.8, attempts_max=d.choice((1, 3, 5)),
+        dlq_worker=worker != "off", concurrent_max=d.choice((1, 4, 16)), skew_ms=skew_ms, drift_ppm=drift_ppm,
+        proxy=options_proxy, node={"worker": {"max_queue_size": d.choice((0, 2, 256, 256))}}, wire=wire,
+    )  # fmt: skip
+    long_s = d.choice((6.0, 10.0, 16.0)) * scale
+    share = d.uniform(0.3, 0.9)
+    step_kinds = tuple(kind for kind in STEPS if kind in ALWAYS or d.random() < share)
+    fault_share = d.choice((0.0, 0.2, 0.5, 0.8))
+    fault_kinds = tuple(kind for kind in FAULT_KINDS if d.random() < fault_share)
+    severe = d.random() < 0.3
+    fault_kinds = tuple(kind for kind in fault_kinds if kind != "inbox_lost" or severe)
+    clocks = {"clock_step", "clock_drift"} & set(fault_kinds)
+    off_ms = (4_000 if "clock_step" in clocks else 0) + (1_000 if "clock_drift" in clocks else 0)
+    off_ms += 1_000 if skewed else 0
+    d = random.Random(f"{seed}/steps")
+    weights = [STEPS[kind][0] for kind in step_kinds]
+    steps: list[Step] = []
+    for _ in range(int(d.choice((15, 30, 60)) * scale)):
+        kind = d.choices(step_kinds, weights)[0]
+        steps.append(Step(round(d.uniform(0, long_s), 3), kind, _rounded(STEPS[kind][1](d))))
+    d = random.Random(f"{seed}/faults")
+    people = Names(names[:proxies], names[proxies:-1], ("app",), shared)
+    count = int(d.choice((2, 5, 10, 16)) * scale) if fault_kinds else 0
+    return Setup(
+        seed, options, long_s, worker, reliability["dlq_replay_max_count"], reliability["dlq_replay_daily_limit"],
+        options_proxy["retry"]["budget_percent"], worker == "automatic", d.random() < 0.15, step_kinds, fault_kinds,
+        off_ms, tuple(sorted(steps, key=lambda each: each.at_s)),
+        draw(d, people, count=count, until_s=long_s, kinds=fault_kinds),
+    )  # fmt: skip
+
+
+def _rounded(args: Arguments) -> Arguments:
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in args.items()}
