@@ -120,14 +120,14 @@ def test_a_killed_proxys_work_is_taken_over_within_its_lease(fleet: Fleet) -> No
     callers = [
         Caller(fleet, number, stop, at=(PROXY, OTHER), targets=("any", *NODES), seed=7) for number in range(6)
     ]
+    # Before the load: where others wait for the node, either proxy may claim what this one accepted.
+    slow = [
+        fleet.ops("POST", "/api/dispatch", {"command": "demo:sleep", "args": {"ms": 12_000}, "target": node}, at=PROXY)
+        .json()["run_id"] for node in NODES
+    ]  # fmt: skip
     for caller in callers:
         caller.start()
     time.sleep(3)
-    slow = [
-        fleet.ops("POST", "/api/dispatch", {"command": "demo:sleep", "args": {"ms": 8_000}, "target": node}, at=PROXY)
-        .json()["run_id"] for node in NODES
-    ]  # fmt: skip
-    time.sleep(0.3)
     fleet.kill(PROXY)
     killed = time.monotonic()
     time.sleep(3)
@@ -162,6 +162,11 @@ def test_a_killed_proxys_work_is_taken_over_within_its_lease(fleet: Fleet) -> No
     assert {each["status"] for each in taken} == {"COMPLETED"}, taken
     # What was running when its proxy died was taken over under a higher fence, and executed once all the same.
     assert all(each["attempts"] >= 2 for each in taken), [each["timeline"] for each in taken]
+    assert all(
+        any(step.get("reason") == "LEASE_TAKEN_OVER" for step in each["timeline"]) for each in taken
+    ), [each["timeline"] for each in taken]
+    told = fleet.ops("GET", "/status", at=OTHER).json()["rejects"]["dispatch"]
+    assert told["LEASE_TAKEN_OVER"] >= len(slow), told
     completed: collections.Counter[str] = collections.Counter()
     for caller in callers:
         for run_id, command in caller.accepted.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -144,13 +144,16 @@ class RawLink:
             assert plain[0] == FRAME_DATA, "a test's link is too young for anything else"
             self._stream += plain[1:]
 
-    def expect(self, wanted: type[M], timeout_s: float = TIMEOUT_S) -> M:
-        """The next message of a type; others before it are passed over."""
+    def expect(self, wanted: type[M], timeout_s: float = TIMEOUT_S, *, run_ids: Collection[str] = ()) -> M:
+        """The next message of a type; others before it are passed over.
+
+        `run_ids`: and about one of these runs. A node tells on every link what an earlier one never acknowledged.
+        """
         deadline = time.monotonic() + timeout_s
         seen: list[Any] = []
         while (left := deadline - time.monotonic()) > 0:
             found = self.receive(left)
-            if isinstance(found, wanted):
+            if isinstance(found, wanted) and (not run_ids or found.run_id in run_ids):  # type: ignore[attr-defined]
                 return found
             seen.append(found)
             if found is None or isinstance(found, Closed):

@@ -1,0 +1,108 @@
+"""How a reason is provoked and judged against real processes, and which test file owes the proof of which reason.
+
+Each provocation is judged by the same marks: its counter in /metrics rises by exactly as much as was done, the log
+names it, whoever did it is told, and others go on being served. Each test file keeps its own `Provocations`.
+
+What neither table below names is owed by test_reject_reasons.py, so a reason that is added later is missed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tests.support.processes import PROXY, Answer, Fleet, metric_in, until
+
+from fairlead.protocol.reasons import Family, Reason, traits
+
+# What test_reject_reasons_of_runs.py provokes.
+OF_RUNS: Final = frozenset({
+    Reason.CALLBACK_DEAD, Reason.CALLBACK_EVENT_CONFLICT, Reason.CALLBACK_EVENT_INVALID,
+    Reason.CALLBACK_NOT_DELIVERED, Reason.CALLBACK_SIGNATURE_INVALID, Reason.CALLBACK_TIMESTAMP_INVALID,
+    Reason.CALLBACK_TOKEN_INVALID, Reason.CALLBACK_URL_REFUSED, Reason.CIRCUIT_OPEN, Reason.CLIENT_LINK_LIMIT,
+    Reason.CLIENT_UNKNOWN, Reason.DLQ_BUDGET_DAILY, Reason.DLQ_BUDGET_MONTHLY, Reason.DLQ_MAX_REPLAYS,
+    Reason.DLQ_NODE_PAUSED, Reason.DLQ_NOT_QUEUED, Reason.DLQ_NOT_TRANSIENT, Reason.DLQ_PLAN_CHANGED,
+    Reason.DLQ_RECORD_UNKNOWN, Reason.DLQ_REPLAY_EMPTY, Reason.DLQ_REPLAY_OFF, Reason.DLQ_REPLAY_STOPPED,
+    Reason.DLQ_TENANT_PAUSED, Reason.DLQ_TOO_SOON, Reason.DLQ_TOO_YOUNG, Reason.REPLAY_RATE_LIMITED,
+    Reason.RUN_ALREADY_ENDED, Reason.RUN_CANCELLED, Reason.RUN_ID_TAKEN, Reason.RUN_NOT_FAILED,
+    Reason.RUN_NOT_OWNED, Reason.SCHEDULE_INVALID, Reason.SCOPE_MISSING, Reason.TENANT_DRAINING,
+})  # fmt: skip
+
+# What these fleets cannot provoke: the test file, under tests, that does, and why not here.
+ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
+    Reason.CALLBACK_ADDRESS_REFUSED: (
+        "shell/test_callbacks.py",
+        "needs a name that resolves to an inner address; an address in the URL is refused with the submission",
+    ),
+    Reason.DLQ_FORCE_FORBIDDEN: (
+        "unit/proxy/test_dead_letters_api.py",
+        "every operations key is an operator's until there are roles",
+    ),
+    Reason.LEASE_TAKEN_OVER: ("e2e/test_two_proxies.py", "needs two proxies on one store"),
+}
+
+
+class Provocations:
+    """What one test file has provoked so far, and which of its tests have run."""
+
+    def __init__(self) -> None:
+        self.reasons: set[Reason] = set()
+        self.tests_run: set[str] = set()
+
+    @contextmanager
+    def provokes(
+        self,
+        fleet: Fleet,
+        *reasons: Reason,
+        times: int = 1,
+        process: str = PROXY,
+        logged: bool = True,
+        serves: Callable[[], object] | None = None,
+    ) -> Iterator[None]:
+        """What is done inside raises the counter of each of `reasons` by exactly `times`, and harms nobody."""
+
+        def counts() -> dict[Reason, int]:
+            text = fleet.exposition(process)
+            return {
+                each: int(metric_in(text, _counter(each), reason=each.value))
+                for each in (*reasons, Reason.INTERNAL_ERROR)
+            }
+
+        before = counts()
+        yield
+        until(
+            lambda: all(count - before[each] >= times for each, count in counts().items() if each in reasons),
+            f"{', '.join(reasons)} counted {times} times", more=fleet.tails,
+        )  # fmt: skip
+        (serves or fleet.serves)()
+        after = counts()
+        risen = {each.value: after[each] - before[each] for each in reasons}
+        assert risen == dict.fromkeys((each.value for each in reasons), times), fleet.tails()
+        assert after[Reason.INTERNAL_ERROR] == before[Reason.INTERNAL_ERROR], fleet.tails()
+        if logged:
+            for each in reasons:
+                until(
+                    lambda each=each: fleet.refusals_logged(each, process), f"a log line with {each}",
+                    more=fleet.tails,
+                )  # fmt: skip
+        self.reasons.update(reasons)
+
+
+def _counter(reason: Reason) -> str:
+    return f"fairlead_{traits(reason).family.value}_reject_total"
+
+
+def refused(answer: Answer, reason: Reason) -> Answer:
+    """The answer is a problem+json that names `reason`, with all that goes with it."""
+    assert answer.headers["content-type"] == "application/problem+json", answer
+    body = answer.json()
+    assert body["reason"] == reason, body
+    assert (answer.status, body["status"]) == (traits(reason).status,) * 2
+    assert body["type"] == f"urn:fairlead:reason:{reason.value}"
+    assert body["correlation_id"] == answer.headers["x-correlation-id"]
+    assert body["title"]
+    assert ("action" in body) == (traits(reason).family is not Family.EDGE), "what to do is for operators"
+    if answer.status in (429, 503):
+        assert int(answer.headers["retry-after"]) == body["retry_after"] >= 1
+    return answer
