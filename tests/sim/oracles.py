@@ -421,7 +421,9 @@ class Ordered(Oracle):
 
 class Times(Oracle):
     name = "never early, never after the deadline"
-    guards = "EXPIRED only if no node has a trace. (Schedules are never early; nothing starts after its deadline.)"
+    guards = (
+        "EXPIRED only if no node has a trace. (Schedules are never early; nothing starts after its deadline.)"
+    )
 
     def on_execution(self, execution: Execution, run: RunView | None) -> None:
         wall_ms = self.cluster.walls[execution.process].now_ms()
