@@ -98,7 +98,7 @@ DEMO_PORTS = (8080, 8081, 8082, 9100, 9201, 9202, 25565, 25566, 25567, 25570)
 
 
 def free_offset() -> int:
-    """An offset at which nobody has any of the demo's ports, below those the system gives to connections."""
+    """An offset at which nobody has any of the demo's ports: beside those of `free_port`, below connections."""
     for offset in random.sample(range(100, 7_000), 500):
         try:
             for port in DEMO_PORTS:
