@@ -24,6 +24,7 @@ from fairlead.testing.faults import KINDS
 ROOT: Final = Path(__file__).parents[2]
 KNOWN: Final = Path(__file__).with_name("seeds.txt")
 PAGE: Final = ROOT / "docs/simulation.md"
+PROGRESS_EVERY: Final = 100  # seeds
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
@@ -130,15 +131,26 @@ def main(arguments: list[str] | None = None) -> int:
         seeds = [*seeds, *range(int(first), int(last or first) + 1)]
     if not seeds:
         parser.error("say --seed N, --seeds A..B or --known")
-    total = Sum()
-    for outcome in many(seeds, chosen.jobs, chosen.minutes, chosen.scale):
-        total.add(outcome)
-        if outcome.violations:
-            _verdict(outcome, not chosen.no_shrink)
-            sys.stdout.flush()
+    total, stopped = Sum(), False
+    try:
+        for outcome in many(seeds, chosen.jobs, chosen.minutes, chosen.scale):
+            total.add(outcome)
+            if outcome.violations:
+                _verdict(outcome, not chosen.no_shrink)
+                sys.stdout.flush()
+            if total.seeds % PROGRESS_EVERY == 0:
+                print(
+                    f"{total.seeds} seeds, {total.virtual_s / 3600:.2f} simulated hours, {total.faults:,} faults,"
+                    f" {len(total.failed)} with a violation",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+    except KeyboardInterrupt:
+        stopped = True
     print(total.table())
     if total.failed:
         print(f"violations in seeds {', '.join(map(str, total.failed))}")
+    if stopped:
+        return 130
     if chosen.page:
         text = PAGE.read_text()
         PAGE.write_text(f"{text.partition(BEGIN)[0]}{BEGIN}\n{total.table()}\n{END}{text.partition(END)[2]}")

@@ -7,6 +7,7 @@ steps, each trial a whole run.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -224,7 +225,11 @@ def many(seeds: Iterable[int], jobs: int, minutes: float, scale: float) -> Itera
     if jobs == 1:
         yield from map(_one, chosen)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    ignore = (
+        signal.SIGINT,
+        signal.SIG_IGN,
+    )  # who pressed Ctrl-C wants the table, not a word from every worker
+    with multiprocessing.get_context("spawn").Pool(jobs, signal.signal, ignore) as pool:
         pending: list[Any] = []
         for each in chosen:
             pending.append(pool.apply_async(_one, (each,)))
