@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tests.sim.mutate import summary
 from tests.sim.oracles import ORACLES
 from tests.sim.seeds import Outcome, many, plan_text, run_seed, shorten
+from tests.sim.speed import measure
 from tests.sim.workload import STEPS, draw_setup
 
 from fairlead.testing.faults import KINDS
@@ -55,6 +57,7 @@ class Sum:
             self.failed.append(outcome.setup.seed)
 
     def table(self) -> str:
+        """For people and for docs/simulation.md. Measures the even worlds of `speed` now."""
         cpu_s = max(self.cpu_s, 1e-9)
         rows = (
             ("seeds", f"{self.seeds:,}"),
@@ -62,6 +65,7 @@ class Sum:
             ("CPU seconds", f"{self.cpu_s:,.0f}"),
             ("simulated hours per CPU second", f"{self.virtual_s / 3600 / cpu_s:.4f}"),
             ("simulated seconds per CPU second", f"{self.virtual_s / cpu_s:.0f}"),
+            ("the same, five nodes and an even load", "; ".join(map(str, measure()))),
             ("faults injected", f"{self.faults:,}"),
             ("faults per CPU second", f"{self.faults / cpu_s:.1f}"),
             ("steps of applications, operators and an attacker", f"{self.steps:,}"),
@@ -70,6 +74,7 @@ class Sum:
             ("oracles", f"{len(ORACLES)}"),
             ("kinds of steps, of faults", f"{len(STEPS)}, {len(KINDS)}"),
             ("seeds with a violation", f"{len(self.failed)}"),
+            ("mutants, of the last `python -m tests.sim.mutate --sim --write`", summary()),
         )
         return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 

@@ -21,6 +21,7 @@ from fairlead.testing import SimCluster
 
 LOST: Final = (OSError, trio.BrokenResourceError, trio.TooSlowError, trio.ClosedResourceError)
 PATIENCE_S: Final = 12.0
+LOOKS_FOR_A_CLIENT_S: Final = 0.25
 ABOUT_A_RUN: Final = ("pick",)
 # Answers after which nobody can know whether it was accepted.
 NOBODY_KNOWS: Final = (Reason.STORE_UNAVAILABLE, Reason.LINK_CLOSED)
@@ -264,7 +265,7 @@ class Actions:
         while True:
             process = self.cluster.processes["app"]
             if process.life is life or not process.ready:
-                await trio.sleep(0.05)
+                await trio.sleep(LOOKS_FOR_A_CLIENT_S)
                 continue
             life = process.life
             self.cluster.beside(self._take, process.root)

@@ -191,6 +191,14 @@ def table(rows: Sequence[Row], before: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary() -> str:
+    """What the table that is kept says in one line."""
+    lines = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return next(
+        (line.rstrip(".") for line in lines if line.startswith(f"{len(MUTANTS)} mutants")), "not up to date"
+    )
+
+
 def _by(mutant: Mutant, *found: dict[str, Row]) -> str:
     return next((rows[mutant.name].by for rows in found if mutant.name in rows and rows[mutant.name].by), "")
 

@@ -42,6 +42,10 @@ class Oracle:
     def violated(self, text: str) -> None:
         self.record.violated(self.name, text)
 
+    def hears(self, hook: str) -> bool:
+        """Whether it has something of its own to do there."""
+        return getattr(type(self), hook) is not getattr(Oracle, hook)
+
     def on_run(self, run: RunView, before: tuple[str, int]) -> None: ...
     def on_execution(self, execution: Execution, run: RunView | None) -> None: ...
     def on_effect(self, execution: Execution, run: RunView | None) -> None: ...
@@ -156,10 +160,22 @@ class OneEffect(Oracle):
     name = "one effect in the transaction's domain"
     guards = "Exactly-once effect where the effect shares our transaction."
 
+    def __init__(self, record: Record) -> None:
+        super().__init__(record)
+        self._seen: dict[str, int] = {}
+        self._apart = self.setup.has("inbox_lost", "impostor")
+
     def on_tick(self) -> None:
+        nodes = self.record.nodes_with_inbox()
+        changes = {node: self.record.changes(node) for node in nodes}
+        if changes != self._seen:
+            self._seen = changes
+            self._look(nodes)
+
+    def _look(self, nodes: list[str]) -> None:
         everywhere: dict[str, str] = {}
-        apart = self.setup.has("inbox_lost", "impostor")
-        for node in self.record.nodes_with_inbox():
+        apart = self._apart
+        for node in nodes:
             for root, count in self.inbox(node, "SELECT root, count(*) FROM effects GROUP BY root"):
                 if count > 1:
                     self.violated(f"{count} effects of lineage {root} on {node}")
@@ -168,7 +184,7 @@ class OneEffect(Oracle):
                 everywhere[root] = node
 
     def at_rest(self) -> None:
-        self.on_tick()
+        self._look(self.record.nodes_with_inbox())
         effects: set[str] = set()
         for node in self.record.nodes_with_inbox():
             mine = {row[0] for row in self.inbox(node, "SELECT root FROM effects WHERE 1 = 1")}
@@ -328,7 +344,7 @@ class Resolved(Oracle):
         if not open_ or self.setup.has("impostor"):
             return
         for node in self.cluster.options.node_names:
-            if not any(self.cluster.disk(node).folder.glob("*.db")):
+            if not self.cluster.disk(node).holds_database():
                 continue
             for run_id, root in self.cluster.query(
                 node,
@@ -346,16 +362,25 @@ class Registries(Oracle):
     def __init__(self, record: Record) -> None:
         super().__init__(record)
         self._held: dict[tuple[str, str], tuple[int, int]] = {}
+        self._incarnations: dict[str, tuple[int, str]] = {}
 
     def on_tick(self) -> None:
         for name in self.cluster.names("node", running=True):
             mirror = _mirror(self.cluster.processes[name].root)
             if mirror is not None and mirror.position.fleet_id:
-                disk = self.inbox(name, "SELECT value FROM node_meta WHERE key = 'incarnation'")
-                self._not_older(name, str(disk), mirror.position)
+                self._not_older(name, self._incarnation(name), mirror.position)
         for name, proxy in self.record.proxies().items():
             if proxy.control is not None:
                 self._not_older(name, "", proxy.control.registry.position)
+
+    def _incarnation(self, node: str) -> str:
+        """Which inbox a node has: a new one knows nothing, and may begin anywhere."""
+        lives = self.cluster.processes[node].lives
+        known = self._incarnations.get(node)
+        if known is None or known[0] != lives:
+            found = self.inbox(node, "SELECT value FROM node_meta WHERE key = 'incarnation'")
+            known = self._incarnations[node] = (lives, str(found))
+        return known[1]
 
     def _not_older(self, name: str, incarnation: str, position: Any) -> None:
         now = (position.epoch, position.generation)
@@ -463,7 +488,17 @@ class Replays(Oracle):
     name = "replays keep to their guards"
     guards = "Guards count attempts: number, budgets per tenant. Stages of 1, 5, 25 and the rest."
 
+    def __init__(self, record: Record) -> None:
+        super().__init__(record)
+        self._seen: dict[str, int] = {}
+
     def on_tick(self) -> None:
+        changes = {store: self.record.changes(store) for store in self.record.stores()}
+        if changes != self._seen:
+            self._seen = changes
+            self._look()
+
+    def _look(self) -> None:
         for identifier, status, total, started, succeeded, failed, skipped, stage in self.rows(
             "SELECT id, status, total, started, succeeded, failed, skipped, stage FROM replay_runs"
         ):
@@ -485,7 +520,7 @@ class Replays(Oracle):
                 self.violated(f"{used} replays of {tenant} today, at most {most}")
 
     def at_rest(self) -> None:
-        self.on_tick()
+        self._look()
         for root, count, forced, by in self.rows(
             "SELECT root_id, replay_count, forced, requested_by FROM dead_letters"
         ):

@@ -22,6 +22,8 @@ _FACTS: Final = (
     " accepted_at_ms, not_before_ms, deadline_at_ms, attempts_max, args_json"
 )
 
+Listener = Callable[..., None]
+
 
 @dataclass(eq=False)
 class Execution:
@@ -116,7 +118,8 @@ class Record:
         self.let_in_twice: list[str] = []
         self.over = False
         self.violations: list[str] = []
-        self.listeners: list[Any] = []  # oracles
+        self.listeners: list[Any] = []  # oracles; all there before the first fact
+        self._hooks: dict[str, list[Listener]] = {}
         self._queue: deque[tuple[str, RunRow]] = deque()
         self._draining = False
         self.counts: dict[str, int] = {}
@@ -162,8 +165,11 @@ class Record:
         return run
 
     def tell(self, what: str, *arguments: Any) -> None:
-        for each in self.listeners:
-            getattr(each, what)(*arguments)
+        hooks = self._hooks.get(what)
+        if hooks is None:
+            hooks = self._hooks[what] = [getattr(each, what) for each in self.listeners if each.hears(what)]
+        for hook in hooks:
+            hook(*arguments)
 
     def begin(self, context: Any, command: str, process: str, life: int) -> Execution:
         """A handler was called."""
@@ -216,11 +222,14 @@ class Record:
     def stores(self) -> list[str]:
         return ["database"] if self.cluster.store is not None else self.cluster.names("proxy")
 
+    def changes(self, name: str) -> int:
+        """Grows whenever a database may have changed: what was seen under this number need not be looked at again."""
+        store = self.cluster.store
+        return store.commits if store is not None and name == "database" else self.cluster.disk(name).changes
+
     def nodes_with_inbox(self) -> list[str]:
         """Node processes that have a database, the impostor's too."""
-        return [
-            name for name in self.cluster.names("node") if any(self.cluster.disk(name).folder.glob("*.db"))
-        ]
+        return [name for name in self.cluster.names("node") if self.cluster.disk(name).holds_database()]
 
     def proxies(self) -> dict[str, Any]:
         """The proxies that serve, by name."""
@@ -229,6 +238,3 @@ class Record:
             for name in self.cluster.names("proxy", running=True)
             if self.cluster.processes[name].ready and self.cluster.processes[name].root is not None
         }
-
-
-Listener = Callable[..., None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 from fairlead.testing import Fault, Names, Options, draw
@@ -56,8 +57,11 @@ class Setup:
 
     def has(self, *kinds: str) -> bool:
         """Whether a kind of fault or step is part of this run."""
-        there = {each.kind for each in (*self.steps, *self.faults)}
-        return bool(there & set(kinds))
+        return not self._kinds.isdisjoint(kinds)
+
+    @cached_property
+    def _kinds(self) -> frozenset[str]:
+        return frozenset(each.kind for each in (*self.steps, *self.faults))
 
     def text(self) -> str:
         """The options on one line."""
@@ -202,7 +206,7 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
     steps: list[Step] = []
     for _ in range(int(d.choice((15, 30, 60)) * scale)):
         kind = d.choices(step_kinds, weights)[0]
-        steps.append(Step(round(d.uniform(0, long_s), 3), kind, _rounded(STEPS[kind][1](d))))
+        steps.append(Step(round(d.uniform(0, long_s), 3), kind, rounded(STEPS[kind][1](d))))
     d = random.Random(f"{seed}/faults")
     people = Names(names[:proxies], names[proxies:-1], ("app",), shared)
     count = int(d.choice((2, 5, 10, 16)) * scale) if fault_kinds else 0
@@ -214,5 +218,6 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
     )  # fmt: skip
 
 
-def _rounded(args: Arguments) -> Arguments:
+def rounded(args: Arguments) -> Arguments:
+    """As it is printed, so that a plan can be written down."""
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in args.items()}

@@ -12,6 +12,7 @@ connection is closed, and the copies (with the end of the log cut or damaged) ar
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 from collections.abc import Callable
@@ -111,6 +112,7 @@ class SimDisk:
         self.failing_commits = 0  # so many commits fail, then all is well
         self.stalled = False  # commits that were begun are answered when this ends
         self.commits = 0
+        self.changes = 0  # how often its files may have changed: commits, crashes, losses
         self._open: dict[Path, SimWriter] = {}
         self._orphans: list[trio.lowlevel.Task] = []  # of dead processes, waiting for a commit
         self._before_answer: tuple[int, Callable[[], object]] | None = None
@@ -119,6 +121,7 @@ class SimDisk:
     def open(self, path: Path, schema: Callable[[sqlite3.Connection], None]) -> SimWriter:
         if path in self._open:
             raise sqlite3.OperationalError("database is locked")
+        self.changes += 1
         writer = self._open[path] = SimWriter(self, path, schema)
         return writer
 
@@ -137,6 +140,9 @@ class SimDisk:
             finally:
                 connection.close()
         raise FileNotFoundError(f"{self.name} has no database {file}*")
+
+    def holds_database(self) -> bool:
+        return bool(self._open) or any(self.folder.glob("*.db"))
 
     # -- faults
 
@@ -161,6 +167,7 @@ class SimDisk:
 
     def crash(self, tail: Tail = "any", *, power: bool = False) -> None:
         """The process is gone: close its files as it left them. `power`: the marks of its workers are lost too."""
+        self.changes += 1
         for writer in list(self._open.values()):
             self._orphans += writer.crash(self._tail(tail))
         self._open.clear()
@@ -178,6 +185,7 @@ class SimDisk:
     def lose(self, pattern: str = "*") -> None:
         """Somebody deleted the files: a node without its inbox, a proxy without its store. Only while it is down."""
         assert not self._open, f"{self.name} has files open"
+        self.changes += 1
         for path in sorted(self.folder.glob(pattern)):
             path.unlink()
 
@@ -190,6 +198,7 @@ class SimDisk:
     def in_commit(self) -> None:
         """A commit was executed and will be answered later: is this the one to die in?"""
         self.commits += 1
+        self.changes += 1
         if self._before_answer is not None:
             left, action = self._before_answer
             self._before_answer = (left - 1, action) if left > 1 else None
@@ -243,6 +252,7 @@ class SimWriter:
         self.connection.execute("PRAGMA synchronous=OFF")
         self.connection.execute("PRAGMA wal_autocheckpoint=0")
         self._log = path.with_name(path.name + "-wal")
+        self._log_name = str(self._log)
         self._watch = disk.watch()
         self._watch.attach(self.connection)
         self._queue: list[tuple[Job[Any], trio.lowlevel.Task]] = []
@@ -368,7 +378,7 @@ class SimWriter:
 
     def _log_bytes(self) -> int:
         try:
-            return self._log.stat().st_size
+            return os.stat(self._log_name).st_size
         except FileNotFoundError:
             return 0
 
