@@ -10,9 +10,10 @@ import json
 from typing import Any, Final
 
 import trio
+from tests.sim.plots import Plots
 from tests.sim.record import Record, Told
 from tests.sim.recorder import Recorder
-from tests.sim.workload import Arguments, Step
+from tests.sim.workload import PLOTS, Arguments, Step
 
 from fairlead.client import RunFailed
 from fairlead.client.book import Submit
@@ -36,22 +37,26 @@ class Actions:
         self._again_later: list[Any] = []  # what operators undo when everything is over
         self._replays = 0
         self._busy: set[str] = set()
+        self.plots = Plots(self)
 
     async def perform(self, step: Step, number: int) -> None:
         """Do it. What cannot be reached is no failure."""
         self.cluster.trace.add(f"> {step.kind} " + json.dumps(step.args))
         self.record.count(f"step {step.kind}")
         args = {**step.args, "token": f"s{number}"}
-        method = getattr(self, step.kind)
         with trio.move_on_after(120):
             try:
-                await method(args)
+                if step.kind in PLOTS:
+                    await self.plots.perform(getattr(self.plots, step.kind), args)
+                else:
+                    await getattr(self, step.kind)(args)
             except LOST as error:
                 self.cluster.trace.add(f"{step.kind} s{number}: {type(error).__name__}: {error}")
 
     async def undo(self) -> None:
         """Everything is over: operators come back to what they paused, unless they forget."""
         record = self.record
+        self.plots.end()
         self._send_away("impostor")
         if record.kill_switch_since is not None:
             await self._kill_switch(False)
@@ -109,7 +114,7 @@ class Actions:
 
     # -- HTTP
 
-    def _submission(self, args: Arguments, token: str) -> Arguments:
+    def submission(self, args: Arguments, token: str) -> Arguments:
         body: Arguments = {
             "command": args["command"], "args": self.arguments(args, token), "target": self.target(args),
             "tenant": args["tenant"],
@@ -120,7 +125,7 @@ class Actions:
 
     async def http(self, args: Arguments) -> None:
         token = args["token"]
-        body = self._submission(args, token)
+        body = self.submission(args, token)
         headers = {"idempotency-key": f"key-{token}"} if args["keyed"] else {}
         runs: set[str] = set()
         answered = 0
@@ -166,7 +171,7 @@ class Actions:
         )
 
     async def http_batch(self, args: Arguments) -> None:
-        items = [self._submission(each, f"{args['token']}.{n}") for n, each in enumerate(args["items"])]
+        items = [self.submission(each, f"{args['token']}.{n}") for n, each in enumerate(args["items"])]
         status, answer = await self.ops("POST", "/api/dispatch/batch", items)
         if status not in (200, 202):
             if status != 503:
@@ -290,10 +295,10 @@ class Actions:
     async def retry(self, args: Arguments) -> None:
         run = self.run_of(args["pick"], "FAILED") or self.run_of(args["pick"])
         if run is not None:
-            self._asked(run.root_id)
+            self.asked(run.root_id)
             await self.ops("POST", f"/api/runs/{run.run_id}/retry")
 
-    def _asked(self, root_id: str) -> None:
+    def asked(self, root_id: str) -> None:
         self.record.asked_again[root_id] = self.record.asked_again.get(root_id, 0) + 1
 
     # -- dead letters
@@ -303,15 +308,15 @@ class Actions:
             args["pick"], roots=True
         )
         if run is not None:
-            self._asked(run.root_id)
-            await self._replay({"id": f"dlq-{run.root_id}", "force": args["force"]})
+            self.asked(run.root_id)
+            await self.replay({"id": f"dlq-{run.root_id}", "force": args["force"]})
 
     async def replay_twice(self, args: Arguments) -> None:
         """Under one key: it happens once."""
         run = self.run_of(args["pick"], "FAILED", "EXPIRED", roots=True)
         if run is None:
             return
-        self._asked(run.root_id)
+        self.asked(run.root_id)
         self._replays += 1
         body = {
             "id": f"dlq-{run.root_id}",
@@ -324,16 +329,16 @@ class Actions:
 
     async def _quietly(self, body: Arguments, number: int) -> None:
         try:
-            await self._replay(body, number)
+            await self.replay(body, number)
         except LOST:
             pass  # asked, and not heard
 
     async def replay_filter(self, args: Arguments) -> None:
         if not args["dry"]:
             self.record.asked_for_all += 1
-        await self._replay({"filter": args["filter"], "force": args["force"], "dry_run": args["dry"]})
+        await self.replay({"filter": args["filter"], "force": args["force"], "dry_run": args["dry"]})
 
-    async def _replay(self, body: Arguments, number: int = 0) -> None:
+    async def replay(self, body: Arguments, number: int = 0) -> None:
         await self.ops("POST", "/api/ops/reliability/dlq/replay", body, at=self.proxy(number))
 
     async def budget(self, args: Arguments) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import trio
 from tests.sim.record import Execution, Record
@@ -11,6 +12,7 @@ from tests.sim.workload import TIMEOUT_S
 
 from fairlead.backend import Node, TransientFailure
 
+BACK_AFTER_S: Final = 0.2  # a node that its handler took down
 EFFECTS = (
     "CREATE TABLE IF NOT EXISTS effects (number INTEGER NOT NULL, root TEXT NOT NULL, run_id TEXT NOT NULL,"
     " fence INTEGER NOT NULL, life INTEGER NOT NULL)"
@@ -45,7 +47,7 @@ def _node(get_record: Callable[[], Record | None], name: str, life: int, version
         tries = record.tries.get(execution.root_id, 0)
         if mode == "fail_once":
             return tries <= 1
-        return mode == "fail" or (mode in ("transient", "slow", "exit") and tries <= times)
+        return mode == "fail" or (mode in ("transient", "slow", "exit", "kill") and tries <= times)
 
     def fail(mode: str) -> None:
         if mode == "transient":
@@ -59,8 +61,36 @@ def _node(get_record: Callable[[], Record | None], name: str, life: int, version
         if mode == "slow" and is_bad:
             await trio.sleep(TIMEOUT_S + 1)
         await trio.sleep(ms / 1000)
-        if is_bad and mode != "slow":
+        if is_bad and mode == "kill":
+            await take_down(execution)
+        elif is_bad and mode != "slow":
             fail(mode)
+
+    async def take_down(execution: Execution) -> None:
+        """The handler's process dies of it."""
+        record = get_record()
+        assert record is not None
+        cluster = record.cluster
+        process = cluster.processes[execution.process]
+        life = process.life
+
+        def die() -> None:
+            if life is not None and process.life is life:
+                execution.how = "killed"
+                cluster.kill(process.name)
+                cluster.start_later(process.name, BACK_AFTER_S)
+
+        if not record.over:  # from outside: what a task of the process starts would be dead with it
+            cluster.simulation.clock.at(cluster.now, die)
+        await trio.sleep_forever()
+
+    @contextmanager
+    def executing(execution: Execution) -> Iterator[Execution]:
+        try:
+            yield execution
+        finally:
+            if execution.ended_s is None:
+                execution.ended_s = trio.current_time()
 
     def value_of(execution: Execution, mode: str) -> Any:
         execution.ended_s, execution.how = trio.current_time(), "returned"
@@ -86,28 +116,29 @@ def _node(get_record: Callable[[], Record | None], name: str, life: int, version
             )
             return value_of(execution, mode)
 
-        await behave(execution, mode, ms, times)
-        value = await ctx.transaction(effect)
-        await trio.sleep(tail_ms / 1000)
-        return value
+        with executing(execution):
+            await behave(execution, mode, ms, times)
+            value = await ctx.transaction(effect)
+            await trio.sleep(tail_ms / 1000)
+            return value
 
     @node.command("w:step", effect="idempotent", timeout_s=TIMEOUT_S, version=version)
     async def step(
         ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
     ) -> Any:
         "May run again. Its version is that of its node's release."
-        execution = begin(ctx, "w:step")
-        await behave(execution, mode, ms, times)
-        return value_of(execution, mode)
+        with executing(begin(ctx, "w:step")) as execution:
+            await behave(execution, mode, ms, times)
+            return value_of(execution, mode)
 
     @node.command("w:once", effect="once", timeout_s=TIMEOUT_S)
     async def once(
         ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
     ) -> Any:
         "Must not run again by itself."
-        execution = begin(ctx, "w:once")
-        await behave(execution, mode, ms, times)
-        return value_of(execution, mode)
+        with executing(begin(ctx, "w:once")) as execution:
+            await behave(execution, mode, ms, times)
+            return value_of(execution, mode)
 
     @node.command("w:plain", effect="idempotent", timeout_s=TIMEOUT_S, attempts=2)
     def plain(ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0) -> Any:
@@ -122,8 +153,8 @@ def _node(get_record: Callable[[], Record | None], name: str, life: int, version
         ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
     ) -> Any:
         "Operators take this one out of the registry now and then."
-        execution = begin(ctx, "w:extra")
-        await behave(execution, mode, ms, times)
-        return value_of(execution, mode)
+        with executing(begin(ctx, "w:extra")) as execution:
+            await behave(execution, mode, ms, times)
+            return value_of(execution, mode)
 
     return node

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tests.sim.statements import Statement, Statements
 from tests.sim.workload import Setup
 
 from fairlead.testing import RunRow, SimCluster
@@ -116,6 +117,7 @@ class Record:
         self.limits: dict[str, int] = {}  # tenant -> the largest daily limit that was ever asked for
         self.open_client_runs: list[tuple[Any, Any]] = []  # (life of the client's process, its Run)
         self.let_in_twice: list[str] = []
+        self.statements = Statements()  # of nodes, about attempts
         self.over = False
         self.violations: list[str] = []
         self.listeners: list[Any] = []  # oracles; all there before the first fact
@@ -211,6 +213,11 @@ class Record:
         self.drain()
         self.count("told")
         self.tell("on_told", told)
+
+    def was_said(self, said: Statement) -> None:
+        """A node tells a proxy how an attempt ended."""
+        if not self.over and self.statements.add(said):
+            self.tell("on_said", said)
 
     def violated(self, oracle: str, text: str) -> None:
         line = f"{self.cluster.now:.6f} {oracle}: {text}"

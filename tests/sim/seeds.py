@@ -18,9 +18,11 @@ from typing import Any, Final
 import trio
 from tests.sim.actions import Actions
 from tests.sim.handlers import handlers_of
-from tests.sim.oracles import ORACLES, Oracle
+from tests.sim.oracle import Oracle
+from tests.sim.oracles import ORACLES
 from tests.sim.record import Record
 from tests.sim.recorder import Recorder
+from tests.sim.statements import Statement, overhearing
 from tests.sim.workload import Setup, Step, draw_setup
 
 from fairlead.testing import SimCluster, inject, shrink
@@ -30,6 +32,7 @@ SETTLES_WITHIN_S: Final = 150.0
 STARTS_WITHIN_S: Final = 120.0
 LOOK_EVERY_S: Final = 0.5
 QUIET_S: Final = 0.1
+BREATHES_S: Final = 2.0  # before the plots that come when the rest is over
 SHRINK_TRIALS_MAX: Final = 60
 
 
@@ -66,6 +69,10 @@ def run_seed(
     held: list[Record] = []
     seen: list[SimCluster] = []
 
+    def heard(said: Statement) -> None:
+        if held:
+            held[0].was_said(said)
+
     async def scenario(cluster: SimCluster) -> None:
         seen.append(cluster)
         record = Record(cluster, setup)
@@ -82,7 +89,7 @@ def run_seed(
 
     options = replace(setup.options, start=False)
     try:
-        with recorder.watching():
+        with recorder.watching(), overhearing(heard):
             simulate_cluster(
                 handlers_of(lambda: held[0] if held else None), scenario, seed=seed, options=options
             )
@@ -121,6 +128,8 @@ async def _play(cluster: SimCluster, record: Record, recorder: Recorder) -> None
         nursery.start_soon(inject, cluster, setup.faults)
         nursery.start_soon(_look, cluster, record, begin + setup.long_s)
         for number, step in enumerate(setup.steps):
+            if step.at_s >= setup.long_s:
+                break  # a plot, for when the rest is over
             await trio.sleep_until(begin + step.at_s)
             if record.violations:
                 return
@@ -130,9 +139,27 @@ async def _play(cluster: SimCluster, record: Record, recorder: Recorder) -> None
     cluster.trace.add("> everything is over")
     await actions.undo()
     cluster.heal()
+    await _plots_alone(cluster, actions, record)
     await _settle(cluster, record)
     if not record.violations:
         record.tell("at_rest")
+
+
+async def _plots_alone(cluster: SimCluster, actions: Actions, record: Record) -> None:
+    """Those that come when the rest is over, one after another."""
+    setup = record.setup
+    later = [(number, step) for number, step in enumerate(setup.steps) if step.at_s >= setup.long_s]
+    if not later:
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_look, cluster, record, float("inf"))
+        await cluster.run_for(BREATHES_S)
+        for number, step in later:
+            if record.violations:
+                break
+            await actions.perform(step, number)
+        nursery.cancel_scope.cancel()
+    cluster.heal()
 
 
 async def _look(cluster: SimCluster, record: Record, until_s: float) -> None:

@@ -444,3 +444,18 @@ def test_a_store_that_does_not_flush_its_commits_loses_what_it_answered(
     monkeypatch.setattr(disk, "open_connection", careless)
     with pytest.raises(AssertionError):
         simulate(make_node, scenario)
+
+
+def test_a_power_cut_leaves_the_dead_process_its_marks_to_end_with() -> None:
+    """The file is mapped: cut to nothing, it would end whoever writes to it by SIGBUS."""
+
+    async def scenario(cluster: SimCluster) -> None:
+        await cluster.submit("t:step", {"ms": 5_000}, target="node-1")
+        await cluster.run_for(1)
+        cluster.kill("node-1", power=True)
+        (marks,) = cluster.disk("node-1").folder.glob("*.running")
+        content = marks.read_bytes()
+        assert content
+        assert not any(content)
+
+    simulate(make_node, scenario)

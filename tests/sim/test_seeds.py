@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tests.sim.__main__ import known_seeds
-from tests.sim.oracles import ORACLES, Oracle
+from tests.sim.oracle import Oracle
+from tests.sim.oracles import ORACLES
 from tests.sim.seeds import many, run_seed, shorten
-from tests.sim.workload import STEPS, draw_setup
+from tests.sim.workload import PLOTS, STEPS, draw_setup
+
+from fairlead.testing.faults import KINDS
 
 ROOT = Path(__file__).parents[2]
 SEEDS = range(1, 101)
@@ -41,7 +45,7 @@ def test_a_seed_does_the_same_in_another_process_with_another_hash_seed() -> Non
 
 def test_together_the_seeds_do_everything_that_there_is_to_do() -> None:
     setups = [draw_setup(seed) for seed in SEEDS]
-    assert {step.kind for setup in setups for step in setup.steps} == set(STEPS)
+    assert {step.kind for setup in setups for step in setup.steps} == {*STEPS, *PLOTS}
     assert {setup.options.proxies for setup in setups} == {1, 2}
     assert {setup.options.nodes for setup in setups} == {1, 2, 3, 5}
     assert draw_setup(17) == draw_setup(17)
@@ -71,6 +75,32 @@ def test_what_fails_is_made_shorter() -> None:
     assert [fault.kind for fault in best.setup.faults] == ["cut"]
     assert best.setup.steps == ()
     assert best.caught_by == "minds cuts"
+
+
+def test_a_plot_is_where_the_faults_are_that_it_is_made_of() -> None:
+    """For oracles that allow for a kind of fault ask for that kind."""
+    setup = next(each for each in map(draw_setup, SEEDS) if each.has("sleep_after_claim"))
+    alone = replace(
+        setup, faults=(), steps=tuple(step for step in setup.steps if step.kind == "sleep_after_claim")
+    )
+    assert alone.has("freeze")
+    assert not replace(alone, steps=()).has("freeze")
+    assert {name for plot in PLOTS.values() for name in plot.parts} <= {*STEPS, *KINDS}
+
+
+def test_plots_leave_what_else_is_drawn_as_it_was() -> None:
+    for seed in SEEDS:
+        setup = draw_setup(seed)
+        with_plots = [step for step in setup.steps if step.kind in PLOTS]
+        assert len(setup.steps) - len(with_plots) in (15, 30, 60)
+
+
+def test_a_plot_without_those_it_is_about_does_nothing() -> None:
+    seed = next(n for n in SEEDS if draw_setup(n).has("sleep_after_claim"))
+    setup = draw_setup(seed)
+    plots = tuple(step for step in setup.steps if step.kind in PLOTS)
+    alone = replace(setup.options, proxies=1, shared_store=False)
+    assert run_seed(seed, setup=replace(setup, options=alone, faults=(), steps=plots)).violations == []
 
 
 def test_the_page_names_every_oracle() -> None:

@@ -2,7 +2,8 @@
 
 Steps are plain data like faults, drawn before anything runs, so that each can be left out of a failing seed by itself.
 What a step means is in `actions`. To add a kind of step: a row in `STEPS` (what it draws, and how often it comes), a
-method of that name in `actions.Actions`.
+method of that name in `actions.Actions`. A plot is a step that times several things by each other: a row in `PLOTS`,
+a method in `plots.Plots`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Setup:
 
     @cached_property
     def _kinds(self) -> frozenset[str]:
-        return frozenset(each.kind for each in (*self.steps, *self.faults))
+        kinds = frozenset(each.kind for each in (*self.steps, *self.faults))
+        return kinds.union(*(PLOTS[kind].parts for kind in kinds & PLOTS.keys()))
 
     def text(self) -> str:
         """The options on one line."""
@@ -153,6 +155,104 @@ STEPS: Final[dict[str, tuple[float, Callable[[random.Random], Arguments]]]] = {
 ALWAYS: Final = ("http", "client")
 
 
+# -- plots
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A kind of plot: how often it comes, what it draws, and which kinds of faults and steps it is made of."""
+
+    weight: float
+    draw: Callable[[random.Random], Arguments]
+    parts: frozenset[str]
+    needs_proxies: int = 1
+    needs_short_lease: bool = True
+
+
+PLOT_SHARE: Final = 0.6  # of the seeds
+PLOTS_MAX: Final = 3
+SHORT_LEASE_MS: Final = 4_000  # shorter than a link may be silent
+
+
+def _plotted(draw_: random.Random, commands: tuple[str, ...], **more: Any) -> Arguments:
+    """A submission that goes well, and takes a moment."""
+    return {
+        "command": draw_.choice(commands), "target": draw_.choice(("any", "node")), "number": draw_.randrange(1, 6),
+        "tenant": draw_.choice(TENANTS), "mode": "ok", "ms": draw_.choice((1, 20, 300)), "tail_ms": 0, "times": 1,
+        **more,
+    }  # fmt: skip
+
+
+def _late_report(draw_: random.Random) -> Arguments:
+    args = _plotted(
+        draw_, ("w:add", "w:step", "w:once"), after_s=draw_.choice((0.0, 0.0, 0.002, 0.02)),
+        longer_s=draw_.uniform(0, 1.5), one_way=draw_.random() < 0.5, from_all=draw_.random() < 0.5,
+        cut=draw_.random() < 0.3, call=1,
+    )  # fmt: skip
+    if args["command"] != "w:once" and draw_.random() < 0.6:
+        args |= {"mode": "transient", "call": 2}  # fails once, and is tried again
+    return args
+
+
+PLOTS: Final[dict[str, Plot]] = {
+    "late_report": Plot(4, _late_report, frozenset({"partition", "cut"})),
+    "sleep_after_claim": Plot(
+        12,
+        lambda d: _plotted(
+            d, ("w:add", "w:step", "w:once"), target="node", refused=d.random() < 0.85, cancelled=d.random() < 0.8,
+            longer_s=d.choice((0.0, 0.1, 0.5)),
+        ),
+        frozenset({"freeze", "pause_node", "cancel"}), needs_proxies=2,
+    ),
+    "late_refusal": Plot(
+        2, lambda d: _plotted(d, ("w:add", "w:step", "w:once"), ms=600), frozenset({"partition", "pause_node"})
+    ),
+    "replay_what_completed": Plot(
+        4,
+        lambda d: _plotted(
+            d, ("w:add", "w:step", "w:once", "w:once"), deadline_ms=d.choice((800, 1_500)),
+            longer_s=d.choice((0.0, 0.1, 0.3)), one_way=d.random() < 0.5, by_user=d.random() < 0.7,
+        ),
+        frozenset({"partition", "retry", "replay_one"}),
+    ),
+    "take_down": Plot(
+        3,
+        lambda d: _plotted(
+            d, ("w:add", "w:step", "w:step", "w:once"), target="node", mode="kill", times=d.choice((1, 2, 3, 9)),
+            neighbours=d.randrange(4),
+        ),
+        frozenset({"kill"}), needs_short_lease=False,
+    ),
+    "die_between": Plot(
+        2,
+        lambda d: _plotted(
+            d, ("w:add", "w:step", "w:once"), call=1, after_s=d.choice((0.0, 0.001, 0.02)),
+            victim=d.choice(("node", "proxy")), commits=d.choice((0, 1, 2, 3)), steps=d.randrange(1, 200),
+            for_s=d.uniform(0.1, 3), tail=d.choice(("kept", "lost", "torn")),
+        ),
+        frozenset({"kill", "kill_after_steps", "kill_in_commit"}), needs_short_lease=False,
+    ),
+}  # fmt: skip
+
+
+def _draw_plots(seed: int, options: Options, long_s: float) -> list[Step]:
+    """From numbers of their own, so that what is drawn elsewhere stays as it was."""
+    d = random.Random(f"{seed}/plots")
+    kinds = [
+        kind for kind, plot in PLOTS.items()
+        if options.proxies >= plot.needs_proxies and (options.lease_ms <= SHORT_LEASE_MS or not plot.needs_short_lease)
+    ]  # fmt: skip
+    if not kinds or d.random() >= PLOT_SHARE:
+        return []
+    chosen = d.choices(kinds, [PLOTS[kind].weight for kind in kinds], k=d.randrange(1, PLOTS_MAX + 1))
+    if d.random() < 0.4:  # among everything else
+        latest_s = max(1.0, long_s - options.lease_ms / 1000 - 3.0)
+        times = [round(d.uniform(0, latest_s), 3) for _ in chosen]
+    else:  # one after another, when the rest is over
+        times = [long_s + index for index in range(len(chosen))]
+    return [Step(at_s, kind, rounded(PLOTS[kind].draw(d))) for at_s, kind in zip(times, chosen, strict=True)]
+
+
 def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
     """Everything that a seed decides beforehand. `scale` stretches the run: steps, faults and time alike."""
     d = random.Random(f"{seed}/setup")
@@ -207,6 +307,7 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
     for _ in range(int(d.choice((15, 30, 60)) * scale)):
         kind = d.choices(step_kinds, weights)[0]
         steps.append(Step(round(d.uniform(0, long_s), 3), kind, rounded(STEPS[kind][1](d))))
+    steps += _draw_plots(seed, options, long_s)
     d = random.Random(f"{seed}/faults")
     people = Names(names[:proxies], names[proxies:-1], ("app",), shared)
     count = int(d.choice((2, 5, 10, 16)) * scale) if fault_kinds else 0

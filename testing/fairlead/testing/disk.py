@@ -174,7 +174,7 @@ class SimDisk:
         self._before_answer = None
         if power:
             for path in sorted(self.folder.glob("*.running")):
-                path.write_bytes(b"")
+                path.write_bytes(bytes(path.stat().st_size))
 
     def bury(self) -> None:
         """At the end of the simulation: tasks of dead processes that wait for a commit get none."""
