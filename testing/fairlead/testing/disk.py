@@ -75,6 +75,8 @@ class RunWatch:
             )
 
     def _touch(self, run_id: str) -> None:
+        # In the order of each run's last change: one commit may hold the end of a run and what that end made possible.
+        self._touched.pop(run_id, None)
         self._touched[run_id] = None
 
     def changed(self, connection: sqlite3.Connection) -> list[RunRow]:
