@@ -149,6 +149,9 @@ class MemoryMarks:
     def __init__(self) -> None:
         self.slots: dict[int, bytes] = {}
 
+    def forget(self) -> None:
+        self.slots.clear()
+
     def set(self, slot: int, mark: bytes) -> None:
         self.slots[slot] = mark
 

@@ -144,6 +144,7 @@ class NodeProcess:
         now_ms = self._world.wall_ms()
         suspects = [mark.decode(errors="replace") for mark in marks.left_behind]
         crashes = await inbox.record_crashes(suspects, now_ms, now_ms - CRASHES_KEPT_MS)
+        marks.forget()
         if suspects:
             self._observer.log.warning(
                 "node_died_while_executing", runs=",".join(suspects[:20]), count=len(suspects),

@@ -20,13 +20,18 @@ class Marks(Protocol):
 
     left_behind: tuple[bytes, ...]  # marks that the last process never cleared
 
+    def forget(self) -> None:
+        """Whom the last process left behind is written down elsewhere. Before the first mark of this one."""
+
     def set(self, slot: int, mark: bytes) -> None: ...
     def clear(self, slot: int) -> None: ...
     def close(self) -> None: ...
 
 
 class FileMarks:
-    """Marks in a file that it owns. Raises OSError where the file cannot be made."""
+    """Marks in a file that it owns. Raises OSError where the file cannot be made.
+
+    What was left behind stays in the file until `forget`: a process that cannot write it down leaves it to the next."""
 
     def __init__(self, path: Path, slots: int) -> None:
         size = slots * SLOT_BYTES
@@ -37,10 +42,13 @@ class FileMarks:
             for start in range(0, len(before), SLOT_BYTES)
             if before[start]
         )
+        size = max(size, len(before))
         with open(path, "r+b") as file:
             file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
-        self._map[:] = bytes(size)
+
+    def forget(self) -> None:
+        self._map[:] = bytes(len(self._map))
 
     def set(self, slot: int, mark: bytes) -> None:
         mark = mark[:MARK_BYTES_MAX]
