@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: run test check fix bench sim clean help
+.PHONY: run test check fix bench sim fuzz clean help
 
 help:
 	@echo "make run    proxy, two nodes and a sample app on loopback; Ctrl-C stops"
@@ -14,6 +14,7 @@ help:
 	@echo "make fix    let ruff mend what it can"
 	@echo "make bench  the benchmark table (takes a few minutes)"
 	@echo "make sim    whole clusters with faults, from seeds, for ten minutes (SIM_MINUTES, SIM_SEEDS, SIM_JOBS)"
+	@echo "make fuzz   hostile input from seeds that nobody chose, for ten minutes (FUZZ_MINUTES)"
 	@echo "make clean  removes .venv and what was built; keeps ./data"
 
 $(STAMP): pyproject.toml
@@ -51,6 +52,11 @@ SIM_JOBS    ?= 2
 
 sim: $(STAMP)
 	@$(BIN)/python -m tests.sim --known --seeds $(SIM_SEEDS) --minutes $(SIM_MINUTES) --jobs $(SIM_JOBS) --page
+
+FUZZ_MINUTES ?= 10
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import client_link, dispatch, registry, traffic
+from bench import client_link, dispatch, guards, registry, seals, traffic
 from bench.fleet import machine
 from bench.peers import measuring as peers
 
 PARTS = {
     "dispatch": dispatch.measure,
     "client_link": client_link.measure,
+    "guards": guards.measure,
+    "seals": seals.measure,
     "peers": peers.measure,
     "http": traffic.http,
     "tcp": traffic.tcp,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 from tests.support.engine import registry_of
 
@@ -27,12 +28,14 @@ from fairlead.backend.inbox_schema import prepare
 from fairlead.backend.isolation import Isolation
 from fairlead.backend.mirror import Mirror
 from fairlead.protocol.messages import Deliver, DeliveryRefused, Identity, Result
+from fairlead.protocol.trust import TTL_MS_DEFAULT, TrustJudge, link_trust_key, make
 from fairlead.runtime.log import ListSink, Log
 from fairlead.runtime.metrics import Metrics
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import RealWorld
 
 OUTSTANDING, BATCH = 256, 64
+KEY = link_trust_key(b"bench" + bytes(27))
 node = Node()
 node.command("demo:add", effect="transactional")(add)
 
@@ -55,6 +58,10 @@ class Load:
         self._acks: list[tuple[str, int]] = []
         self._reported = trio.Event()
         self._identity = Identity("bench")
+
+    def _trusted(self, delivery: Deliver, now_ms: int) -> Deliver:
+        token = make(KEY, delivery, "n1", "i1", now_ms, TTL_MS_DEFAULT)
+        return msgspec.structs.replace(delivery, trust=token)
 
     def report(self, message: Result | DeliveryRefused, *_: Any) -> None:
         assert isinstance(message, Result), message
@@ -82,9 +89,12 @@ class Load:
         for number in range(BATCH):
             run_id = self._world.new_id()
             self.executor.offer(
-                Deliver(
-                    run_id, run_id, 1, self._command, self._digest, b'{"key":"k%d","amount":1}' % (number % 16),
-                    self._identity, "t", now_ms + 60_000, 30_000, now_ms,
+                self._trusted(
+                    Deliver(
+                        run_id, run_id, 1, self._command, self._digest, b'{"key":"k%d","amount":1}' % (number % 16),
+                        self._identity, "t", now_ms + 60_000, 30_000, now_ms,
+                    ),
+                    now_ms,
                 ),
                 run_id,
             )  # fmt: skip
@@ -100,7 +110,8 @@ async def measure(folder: Path, command: str, seconds: float, concurrent: int) -
     isolation = Isolation(world.open_marks(folder / "marks", concurrent), {})
     load = Load(world, mirror, command)
     executor = Executor(
-        world, inbox, node.handlers, mirror, observer, load.report, isolation, node_id="n1",
+        world, inbox, node.handlers, mirror, observer, load.report, isolation,
+        TrustJudge([KEY], "n1", "i1", TTL_MS_DEFAULT, 120_000), node_id="n1",
         concurrent_max=concurrent, queue_max=OUTSTANDING, timeout_ms_max=60_000, value_bytes_max=60_000,
     )  # fmt: skip
     load.executor = executor

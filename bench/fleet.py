@@ -41,7 +41,8 @@ class Fleet:
 
     def __enter__(self) -> Fleet:
         (self.folder / "proxy.toml").write_text(self._proxy_toml())
-        environ = {**os.environ, "SECURITY_PROXY_SECRET": SECRET, "RELIABILITY_OPS_KEYS": OPS_KEY}
+        environ = {**os.environ, "SECURITY_PROXY_SECRET": SECRET, "RELIABILITY_OPS_KEYS": OPS_KEY,
+                   "RELIABILITY_OPS_RATE_MAX": "1000000"}  # fmt: skip
         self._start("proxy", ["proxy", "--config", str(self.folder / "proxy.toml")], environ)
         for index, node in enumerate(self.nodes):
             path = self.folder / f"{node}.toml"
@@ -143,6 +144,8 @@ host = "127.0.0.1"
 port = {ports["control"]}
 [observability]
 port = {ports["ops"]}
+[audit]
+file = "{self.folder}/audit.jsonl"
 [store]
 url = "sqlite:///{self.folder}/fairlead.db"
 """

@@ -22,7 +22,7 @@ from tests.support.postgres import PostgresServer
 
 from bench.fleet import machine
 from fairlead.proxy.dispatch.replay import ReplayControls, Surroundings, plan
-from fairlead.proxy.store.db import Db
+from fairlead.proxy.store.db import Db, Engine
 from fairlead.proxy.store.postgres.engine import open_engine
 from fairlead.proxy.store.records import (
     Assignment,
@@ -32,7 +32,8 @@ from fairlead.proxy.store.records import (
     Report,
     RunFilter,
 )
-from fairlead.proxy.store.sql import Engine, SqlStore
+from fairlead.proxy.store.seals import Seals
+from fairlead.proxy.store.sql import SqlStore
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
 from fairlead.runtime.sqlite import ThreadWriter
@@ -234,7 +235,7 @@ def main() -> None:
     with sqlite_engines() if kind == "sqlite" else postgres_engines() as engines:
 
         async def whole() -> None:
-            full, empty = (SqlStore(engine, "bench") for engine in engines)
+            full, empty = (SqlStore(engine, "bench", Seals(b"bench" * 8)) for engine in engines)
             await measured(kind, full, empty, runs, dead)
             await full.aclose()
             await empty.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -113,3 +114,61 @@ def test_commands_that_the_documents_name_exist(name: str) -> None:
                 parser = parts[word.split("|")[0]]
             else:
                 is_value = False
+
+
+# -- SECURITY.md
+
+
+INVARIANTS = re.findall(
+    r"^\| ([^|]+) \| `([\w/]+\.py):([\w.]+)` \| `([\w/]+\.py)::(test_\w+)` \|$",
+    (ROOT / "SECURITY.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and (`Class.method`) methods of a file."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = (each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+            found |= {f"{node.name}.{each.name}" for each in inner}
+    return found
+
+
+def test_security_lists_its_invariants() -> None:
+    part = (ROOT / "SECURITY.md").read_text().partition("## What always holds")[2].partition("\n## ")[0]
+    rows = [line for line in part.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) == len(INVARIANTS) >= 30, "a row cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("what", "guard", "function", "file", "test"), INVARIANTS, ids=[row[0] for row in INVARIANTS]
+)
+def test_an_invariant_names_its_guard_and_its_test(
+    what: str, guard: str, function: str, file: str, test: str
+) -> None:
+    package, _, rest = guard.partition("/")
+    path = ROOT / package / "fairlead" / package / rest
+    assert path.exists(), guard
+    assert function in defined(path), f"{guard}:{function}"
+    assert test in defined(ROOT / "tests" / file), f"{file}::{test}"
+
+
+# -- docs/api.md
+
+
+def test_the_page_of_the_api_names_every_endpoint() -> None:
+    """Each path of the table, and each verb of those that share a beginning on one line."""
+    text = (ROOT / "docs/api.md").read_text()
+    for endpoint in ENDPOINTS:
+        path = endpoint.path.replace("{id}", "ID")
+        stem, _, verb = path.rpartition("/")
+        lines = [
+            line for line in text.splitlines() if path in line or (stem in line and verb in line.split())
+        ]
+        if endpoint.name == "command_remove":
+            lines = [line for line in text.splitlines() if "/api/commands/NAMESPACE:NAME" in line]
+        assert lines, f"docs/api.md does not name {endpoint.method} {endpoint.path}"

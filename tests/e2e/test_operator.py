@@ -157,7 +157,7 @@ def test_status_has_everything_at_a_glance(fleet: Fleet) -> None:
     assert answer.headers["vary"].lower() == "accept"
     status = answer.json()
     assert set(status) >= {
-        "software", "proxy_id", "environment", "uptime_s", "now_ms", "health", "keys", "listeners", "sessions",
+        "software", "proxy_id", "environment", "uptime_s", "now_ms", "health", "secrets", "listeners", "sessions",
         "registry", "nodes", "dispatch", "rejects", "recent_rejects",
     }  # fmt: skip
     assert [each["name"] for each in status["listeners"]] == ["http", "game"]

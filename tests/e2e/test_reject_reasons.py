@@ -16,9 +16,18 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.processes import PROXY, Fleet, http_call, until
-from tests.support.provocations import ELSEWHERE, OF_RUNS, Provocations, refused
+from tests.support.provocations import (
+    ELSEWHERE,
+    OF_APPROVALS,
+    OF_CALLERS,
+    OF_GUARDS,
+    OF_RUNS,
+    Provocations,
+    refused,
+)
 from tests.support.raw_peer import (
     Closed,
     RawLink,
@@ -33,11 +42,13 @@ from tests.support.raw_peer import (
     snapshot,
     welcome,
 )
+from tests.support.trust import trusted
 
 from fairlead.protocol import messages as m
 from fairlead.protocol.keys import Role
 from fairlead.protocol.reasons import TRAITS, Reason, traits
 from fairlead.protocol.registry import Descriptor, Item, Position, canonical_item, decode_item
+from fairlead.protocol.trust import TOKEN_BYTES
 
 pytestmark = pytest.mark.e2e
 
@@ -601,7 +612,7 @@ CALLS: list[tuple[Reason, str, str, str | None]] = [
     (Reason.UNAUTHENTICATED, "POST", "/api/dispatch", None),
     (Reason.UNAUTHENTICATED, "POST", "/api/nodes/lobby-1/revoke", None),
     (Reason.UNAUTHENTICATED, "GET", "/status", "wrong" * 10),
-    (Reason.UNAUTHENTICATED, "GET", "/health", "k\xe9y"),
+    (Reason.UNAUTHENTICATED, "GET", "/metrics", "k\xe9y"),
     (Reason.ROUTE_UNKNOWN, "GET", "/nothing", ""),
     (Reason.ROUTE_UNKNOWN, "GET", "/api/nodes/a/b/c", ""),
     (Reason.ROUTE_UNKNOWN, "GET", "//health", ""),
@@ -1235,6 +1246,34 @@ def test_a_node_judges_every_delivery(lied: Lied) -> None:
             assert (result.completed, result.reason) == (False, "security_missing_identity_envelope")
 
 
+def test_a_node_believes_no_delivery_that_its_proxy_did_not_mean(lied: Lied) -> None:
+    with lied.link() as link:
+        echo, key = lied.items["demo:echo"], link.trust_key
+        assert key is not None
+        ours = deliver(echo, "ours")
+        for reason, delivery in (
+            (Reason.SECURITY_MISSING_INTERNAL_TRUST_CONTEXT, deliver(echo, "bare")),
+            (Reason.SECURITY_TRUST_TOKEN_INVALID, deliver(echo, "wrong", trust=bytes(TOKEN_BYTES))),
+            (
+                Reason.SECURITY_TRUST_TOKEN_INVALID,
+                msgspec.structs.replace(
+                    trusted(ours, key, link.them, link.incarnation, now_ms()), run_id="not-ours"
+                ),
+            ),
+        ):
+            with lied.provokes(link, reason):
+                link.trust_key = None
+                link.say(delivery)
+                link.trust_key = key
+                result = link.expect(m.Result, run_ids=[delivery.run_id])
+                assert (result.completed, result.reason) == (False, reason)
+        with lied.provokes(link, Reason.SECURITY_TRUST_TOKEN_EXPIRED):
+            late = deliver(echo, "late-token")
+            link.say(trusted(late, key, link.them, link.incarnation, now_ms() - 3_600_000))
+            refusal = link.expect(m.DeliveryRefused, run_ids=["late-token"])
+            assert refusal.reason == "security_trust_token_expired"
+
+
 def test_an_attempt_that_a_newer_one_has_replaced(lied: Lied) -> None:
     with lied.link() as link:
         link.say(deliver(lied.items["demo:echo"], "fenced", fence=5))
@@ -1354,7 +1393,9 @@ def test_every_reason_that_a_socket_can_provoke_was_provoked(request: pytest.Fix
     ours = [item for item in request.session.items if item.path == Path(__file__)]
     if {item.name for item in ours} != _here.tests_run or len(ours) < 150:
         pytest.skip("only with the whole file")
-    wanted = set(TRAITS) - set(NOT_BY_A_SOCKET) - OF_RUNS - set(ELSEWHERE)
+    wanted = (
+        set(TRAITS) - set(NOT_BY_A_SOCKET) - OF_RUNS - OF_APPROVALS - OF_CALLERS - OF_GUARDS - set(ELSEWHERE)
+    )
     missing = sorted(each.value for each in wanted - _provoked)
     assert not missing, f"not provoked: {', '.join(missing)}"
     assert {each.value for each in _provoked & set(NOT_BY_A_SOCKET)} == set(), (

@@ -15,6 +15,7 @@ from tests.support.callback_store import CallbackTables
 from tests.support.config_text import strong
 from tests.support.memory_world import MemoryNetwork, MemoryWorld, quiet_observer
 from tests.support.receiver import NamedWorld, Received, answering, receiving
+from tests.support.store_contract import audit_event
 
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.dispatch.callback_ladder import LADDER_S
@@ -145,7 +146,10 @@ async def test_gone_is_the_last_word_until_an_operator_replays():
             await bench.store.until("dead")
             assert bench.reasons == {"CALLBACK_DEAD": 1}
             receiver.script = answering(200)
-            assert await bench.store.replay_callbacks(None, None, 10, bench.world.wall_ms()) == 1
+            assert (
+                await bench.store.replay_callbacks(None, None, 10, bench.world.wall_ms(), audit_event("x1"))
+                == 1
+            )
             bench.callbacks.wake()
             await bench.store.until("delivered")
         first, second = receiver.requests

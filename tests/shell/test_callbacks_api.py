@@ -230,4 +230,4 @@ def test_a_receipt_outlives_every_signature_that_a_configuration_allows():
 def test_the_description_says_how_each_is_authorized():
     paths = document("1")["paths"]
     assert paths["/callbacks/runs/{id}"]["post"]["security"] == [{"workerSignature": []}]
-    assert paths["/callbacks/replay"]["post"]["security"] == [{"opsKey": []}]
+    assert paths["/callbacks/replay"]["post"]["security"] == [{"opsKey": []}, {"bearer": []}]

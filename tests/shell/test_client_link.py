@@ -15,6 +15,7 @@ import pytest
 import trio
 from tests.support.config_text import OPS_KEY, SECRET, strong
 from tests.support.memory_world import MemoryNetwork, MemoryWorld, quiet_observer
+from tests.support.store_contract import audit_event
 from trio.testing import MockClock
 
 from fairlead.backend import Node
@@ -44,6 +45,9 @@ id = "small"
 runs_open_max = 4
 links_max = 1
 [[clients]]
+id = "kicker"
+scopes = ["dispatch", "kick.*"]
+[[clients]]
 id = "reader"
 scopes = []
 [[clients]]
@@ -58,6 +62,8 @@ node_timeout_millis = 1000
 enabled = false
 [limits]
 shutdown_grace_s = 0
+[audit]
+file = "FOLDER/audit.jsonl"
 [store]
 url = "sqlite:///FOLDER/fairlead.db"
 """
@@ -111,6 +117,11 @@ def handlers(totals: dict[str, int]) -> Node:
     async def fail(ctx: Any) -> None:
         "Fail."
         raise ValueError("as asked")
+
+    @node.command("t:kick", effect="idempotent", permission="kick.players")
+    async def kick(ctx: Any) -> str:
+        "Asks for a permission."
+        return "kicked"
 
     return node
 
@@ -449,7 +460,7 @@ async def test_a_revoked_client_loses_its_link_and_gets_no_other(
     autojump_clock: MockClock, cluster: Cluster
 ) -> None:
     async with cluster.client() as client:
-        await control(cluster).revoke_client("shop", "a test")
+        await control(cluster).revoke_client("shop", audit_event("client_revoke"))
         with trio.move_on_after(3):
             await client.submit("t:echo", {"value": 1})
         assert not client.link.connected
@@ -465,6 +476,19 @@ async def test_without_the_scope_nothing_is_dispatched(autojump_clock: MockClock
         with pytest.raises(Refused) as caught:
             await client.submit("t:echo", {"value": 1})
         assert caught.value.reason is Reason.SCOPE_MISSING
+
+
+async def test_a_command_that_asks_for_a_permission_is_for_applications_that_have_it(
+    autojump_clock: MockClock, cluster: Cluster
+) -> None:
+    """Judged for each command and link, not for each run: what was refused once is refused again."""
+    async with cluster.client() as shop, cluster.client("kicker") as kicker:
+        for _ in range(2):
+            with pytest.raises(Refused) as caught:
+                await shop.submit("t:kick", {})
+            assert caught.value.reason is Reason.PERMISSION_DENIED
+            assert await kicker.call("t:kick", {}) == "kicked"
+        assert await shop.call("t:echo", {"value": 1}) == 1
 
 
 async def test_another_tenants_run_is_neither_told_nor_replaced(

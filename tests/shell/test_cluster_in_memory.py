@@ -47,6 +47,8 @@ namespaces = ["t"]
 default_backend_id = "alpha"
 [messaging]
 host = "127.0.0.1"
+[audit]
+file = "FOLDER/audit.jsonl"
 [store]
 url = "sqlite:///FOLDER/fairlead.db"
 """
@@ -115,7 +117,11 @@ class Cluster:
     async def start_proxy(self, nursery: trio.Nursery) -> None:
         path = self.folder / "proxy.toml"
         path.write_text(PROXY_TOML.replace("FOLDER", str(self.folder)))
-        environ = {"SECURITY_PROXY_SECRET": SECRET, "RELIABILITY_OPS_KEYS": OPS_KEY}
+        environ = {
+            "SECURITY_PROXY_SECRET": SECRET,
+            "RELIABILITY_OPS_KEYS": OPS_KEY,
+            "RELIABILITY_OPS_RATE_MAX": "1000000",
+        }
         world = self.worlds["proxy"]
         proxy = Proxy(load_proxy_config(str(path), environ), world, quiet_observer(world), {})
         await self._start(nursery, "proxy", proxy.run)

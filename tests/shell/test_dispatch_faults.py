@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import trio
 from tests.support.memory_cluster import CONTROL, Cluster
+from tests.support.store_contract import audit_event
 from trio.testing import MockClock
 
 from fairlead.protocol import messages as m
@@ -418,7 +419,9 @@ async def test_a_stored_registry_that_cannot_be_followed_ends_a_removal_instead_
     await cluster.start()
     store, generation = cluster.control._store, cluster.control.registry.position.generation
     for step in (1, 2):  # as by another proxy, of another version
-        assert await store.save_registry(generation + step, {"t:new": (b"no descriptor", "x")}, (), 0)
+        assert await store.save_registry(
+            generation + step, {"t:new": (b"no descriptor", "x")}, (), 0, audit_event(at_ms=step)
+        )
     with trio.fail_after(10), pytest.raises(Refused, match="STORE_UNAVAILABLE"):
-        await cluster.control.remove("t:step")
+        await cluster.control.remove("t:step", audit_event("command_removed"))
     assert cluster.control.registry.registry.get("t:step") is not None

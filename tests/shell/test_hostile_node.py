@@ -16,6 +16,7 @@ import pytest
 import trio
 from tests.support.engine import TrioWorld
 from tests.support.memory_stream import memory_pair
+from tests.support.store_contract import audit_event
 from trio.testing import MockClock
 
 from fairlead.backend.mirror import Mirror, Persist
@@ -36,6 +37,7 @@ from fairlead.proxy.dispatch.retry import RetryPolicy
 from fairlead.proxy.dispatch.submit import Planned
 from fairlead.proxy.dispatch.upkeep import Retention
 from fairlead.proxy.store.records import NO_RETRIES, NewRun
+from fairlead.proxy.store.seals import Seals
 from fairlead.proxy.store.sql import SqlStore
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
@@ -220,7 +222,9 @@ class NoDesk:
 async def running_proxy(path: Path, **more: Any) -> AsyncIterator[Proxy]:
     world, sink = TrioWorld(), ListSink()
     observer = Observer(Log(sink, world.wall_ms, "proxy", "debug"), Metrics(), world.wall_ms)
-    store = SqlStore(SqliteEngine(InlineWriter(path / "store.db", "store", migrate)), "proxy-process")
+    writer = InlineWriter(path / "store.db", "store", migrate)
+    store = SqlStore(SqliteEngine(writer), "proxy-process", Seals(SECRET))
+    await store.begin_seals(world.wall_ms())
     await store.load_registry("fleet")
     owner = restore("fleet", 1, 0, {})
     assert isinstance(owner, RegistryOwner)
@@ -488,7 +492,7 @@ async def test_a_trickle_that_never_becomes_a_frame_keeps_no_link_alive(
 async def test_revoking_ends_the_link_and_the_key(autojump_clock: MockClock, proxy: Proxy) -> None:
     node = await HostileNode(proxy, "n1").join()
     other = await HostileNode(proxy, "n2").join()
-    await proxy.control.revoke("n1", "me")
+    await proxy.control.revoke("n1", audit_event("node_revoke"))
     await proxy.until(lambda: node.ended)
     again = HostileNode(proxy, "n1")
     with pytest.raises(trio.BrokenResourceError):

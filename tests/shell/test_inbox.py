@@ -587,12 +587,13 @@ async def test_a_handler_of_another_version_than_the_registrys_is_not_run(path: 
         assert (await engine.refused()).reason == Reason.HANDLER_MISSING.value
 
 
-async def test_a_delivery_without_identity_ends_the_run(path: Path) -> None:
-    """Elsewhere it would fare no better, so it is a result and no refusal."""
+async def test_a_delivery_without_identity_ends_the_run_and_leaves_no_trace(path: Path) -> None:
+    """Elsewhere it would fare no better, so it is a result and no refusal. Who asks properly gets an execution."""
     async with running_engine(path, command(lambda ctx: None)) as engine:
         found = await engine.result(identity=None)
         assert (found.completed, found.reason) == (False, "security_missing_identity_envelope")
-        assert (await engine.result(fence=2)).reason == "security_missing_identity_envelope"
+        assert (await engine.query("SELECT count(*) FROM inbox")) == [(0,)]
+        assert (await engine.result(fence=2)).completed
 
 
 async def test_beyond_the_credit_it_is_refused(path: Path, autojump_clock: trio.testing.MockClock) -> None:
@@ -726,15 +727,15 @@ async def test_a_failing_disk_says_nothing_and_ends_nothing(path: Path, effect: 
         assert (await engine.result(run_id="r2")).completed
 
 
-@pytest.mark.parametrize("identity", [True, False])
-async def test_a_disk_that_fails_while_refusing_ends_nothing(path: Path, identity: bool) -> None:
+@pytest.mark.parametrize("refused", ["paused", "arguments"])
+async def test_a_disk_that_fails_while_refusing_ends_nothing(path: Path, refused: str) -> None:
     async def handler(ctx: Context) -> int:
         return 1
 
     async with running_engine(path, command(handler)) as engine:
-        engine.executor.switches.paused = identity
+        engine.executor.switches.paused = refused == "paused"
         engine.writer.failures = [False, True]
-        engine.offer(**({} if identity else {"identity": None}))
+        engine.offer(**({"args_json": b'{"unknown": 1}'} if refused == "arguments" else {}))
         while engine.writer.failures:
             await trio.sleep(0.001)
         await trio.testing.wait_all_tasks_blocked()

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 from pathlib import Path
 
 import pytest
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tests.support.receiver import NamedWorld, Received, answering, receiving
+from tests.support.tls import certificate
 
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.runtime.outbound import RESPONSE_BYTES_MAX, Outbound
@@ -38,6 +33,21 @@ async def test_a_receiver_gets_one_whole_post_and_its_answer_comes_back():
         assert (got.method, got.target, got.body) == ("POST", "/hook?x=1", BODY)
         assert got.headers["host"] == f"127.0.0.1:{receiver.port}"
         assert (got.headers["x-own"], got.headers["content-type"]) == ("1", "application/json")
+
+
+async def test_a_document_is_fetched_under_the_same_rules():
+    async with receiving(answering(200, body=b'{"keys":[]}')) as (receiver,):
+        outbound = Outbound(RealWorld(), LOCAL)
+        url = f"http://127.0.0.1:{receiver.port}/keys?x=1"
+        answer = await outbound.get(url, [("accept", "application/json")], 5.0)
+        assert (answer.status, answer.body) == (200, b'{"keys":[]}')
+        (got,) = receiver.requests
+        assert (got.method, got.target, got.body) == ("GET", "/keys?x=1", b"")
+        assert (got.headers["accept"], "content-length" in got.headers) == ("application/json", False)
+        with pytest.raises(Refused) as refused:
+            await Outbound(RealWorld(), []).get(url, [], 5.0)
+        assert refused.value.reason is Reason.CALLBACK_ADDRESS_REFUSED
+        assert receiver.connections == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -221,35 +231,6 @@ async def test_the_real_resolver_answers_numeric_addresses():
 
 
 # -- TLS
-
-
-def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A receiver's context for `name`, and a sender's that trusts exactly its issuer."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    try:
-        alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        alternative = x509.DNSName(name)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem = made.public_bytes(serialization.Encoding.PEM)
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "cert.pem").write_bytes(pem)
-    (folder / "key.pem").write_bytes(secret)
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return serving, ssl.create_default_context(cadata=pem.decode())
 
 
 async def serve_tls(context: ssl.SSLContext, listener: trio.SocketListener, seen: list[bytes]) -> None:

@@ -95,29 +95,27 @@ def test_a_migration_whose_text_was_changed_is_refused(database_url: str) -> Non
 def test_a_role_without_the_right_to_create_may_start_where_nothing_is_pending(
     postgres: Databases, database_url: str
 ) -> None:
-    postgres.execute("DROP ROLE IF EXISTS fairlead_writer")
-    postgres.execute("CREATE ROLE fairlead_writer LOGIN")
-    as_writer = database_url.replace("://postgres@", "://fairlead_writer@")
+    postgres.execute("DROP ROLE IF EXISTS somebody_else")
+    postgres.execute("CREATE ROLE somebody_else LOGIN")
+    as_somebody = database_url.replace("://postgres@", "://somebody_else@")
     try:
-        assert as_writer != database_url
+        assert as_somebody != database_url
         postgres.execute("REVOKE CREATE ON SCHEMA public FROM public", database_url)
         with pytest.raises(Refused, match="42501"):
-            migrate(as_writer, BOTH)
-        assert ("error", "privileges") in levels(preflight(as_writer, BOTH))
+            migrate(as_somebody, BOTH)
+        assert ("error", "privileges") in levels(preflight(as_somebody, BOTH))
         migrate(database_url, BOTH)
-        postgres.execute("GRANT SELECT ON fairlead_schema TO fairlead_writer", database_url)
-        assert migrate(as_writer, BOTH) == []
-        lacking = [each.detail for each in preflight(as_writer, BOTH) if each.check == "privileges"]
+        postgres.execute("GRANT SELECT ON fairlead_schema TO somebody_else", database_url)
+        assert migrate(as_somebody, BOTH) == []
+        lacking = [each.detail for each in preflight(as_somebody, BOTH) if each.check == "privileges"]
         assert lacking == [
             f"this role may not SELECT, INSERT, UPDATE, DELETE on {name}" for name in ("runs", "nodes")
         ]
-        postgres.execute(
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON runs, nodes TO fairlead_writer", database_url
-        )
-        assert not levels(preflight(as_writer, BOTH))
+        postgres.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON runs, nodes TO somebody_else", database_url)
+        assert not levels(preflight(as_somebody, BOTH))
     finally:
-        postgres.execute("DROP OWNED BY fairlead_writer", database_url)
-        postgres.execute("DROP ROLE fairlead_writer")
+        postgres.execute("DROP OWNED BY somebody_else", database_url)
+        postgres.execute("DROP ROLE somebody_else")
 
 
 def test_a_preflight_says_what_a_start_would_do_and_changes_nothing(

@@ -19,6 +19,7 @@ from tests.support.store_contract import (
 )
 
 from fairlead.proxy.store.records import AgentControl, CallbackDue
+from fairlead.runtime.gcra import Limit
 
 WINDOW_MS = 300_000
 URL = "https://example.com/hook"
@@ -26,28 +27,72 @@ URL = "https://example.com/hook"
 # -- rate limits
 
 
-async def test_so_many_calls_pass_in_a_window(store: ContractStore) -> None:
-    async def call(now_ms: int, key: str = "replay:t:1.2.3.4") -> int:
-        return await store.rate_limit(key, 3, WINDOW_MS, now_ms)
+async def test_so_many_calls_pass_at_once_and_then_one_each_period(store: ContractStore) -> None:
+    """3 in 5 minutes: a burst of 3, then one each 100 s, so that no edge of a window lets 6 through."""
 
-    assert [await call(T0 + number) for number in range(4)] == [0, 0, 0, WINDOW_MS - 3]
-    assert await call(T0 + 10, "replay:t:5.6.7.8") == 0, "another key has a window of its own"
-    assert await call(T0 + WINDOW_MS - 1) == 1
-    assert [await call(T0 + WINDOW_MS + number) for number in range(4)] == [0, 0, 0, WINDOW_MS - 3]
+    async def call(now_ms: int, key: str = "replay:t:1.2.3.4") -> int:
+        cell = await store.rate_limit(key, Limit(3, WINDOW_MS), now_ms)
+        assert cell.allowed == (cell.retry_after_us == 0)
+        return cell.retry_after_us // 1000
+
+    assert [await call(T0) for _ in range(4)] == [0, 0, 0, 100_000]
+    assert await call(T0 + 10, "replay:t:5.6.7.8") == 0, "another key has a burst of its own"
+    assert [await call(T0 + 99_999), await call(T0 + 100_000), await call(T0 + 100_001)] == [1, 0, 99_999]
+    assert [await call(T0 + 400_000 + number) for number in range(4)] == [0, 0, 0, 99_997]
+
+
+async def test_the_store_says_how_many_calls_were_counted_and_since_when(store: ContractStore) -> None:
+    """Runbook 001 looks at count and window_start."""
+    for number in range(4):
+        await store.rate_limit("replay:t:1.2.3.4", Limit(3, WINDOW_MS), T0 + number)
+    ask = "SELECT count, window_start_ms, next_at_us FROM edge_rate_limits"
+    assert await store.sql(ask) == [(3, T0, (T0 + WINDOW_MS) * 1000)]
+    await store.rate_limit("replay:t:1.2.3.4", Limit(3, WINDOW_MS), T0 + WINDOW_MS)
+    assert await store.sql(ask) == [(1, T0 + WINDOW_MS, (T0 + WINDOW_MS + 100_000) * 1000)]
 
 
 async def test_a_clock_that_was_set_back_locks_nobody_out(store: ContractStore) -> None:
+    """It waits one period more at most, and not until the old time has come again."""
     for _ in range(3):
-        await store.rate_limit("k", 2, WINDOW_MS, T0)
-    assert await store.rate_limit("k", 2, WINDOW_MS, T0 - 3_600_000) == 0
+        await store.rate_limit("k", Limit(2, WINDOW_MS), T0)
+    cell = await store.rate_limit("k", Limit(2, WINDOW_MS), T0 - 3_600_000 + WINDOW_MS)
+    assert cell.retry_after_us == WINDOW_MS // 2 * 1000
+
+
+async def test_a_rate_survives_a_restart(open_store: Open) -> None:
+    store = await open_store()
+    for _ in range(3):
+        assert (await store.rate_limit("replay:t:a", Limit(3, WINDOW_MS), T0)).allowed
+    await store.aclose()
+    again = await open_store()
+    assert not (await again.rate_limit("replay:t:a", Limit(3, WINDOW_MS), T0 + 1)).allowed
+
+
+async def test_rates_that_a_process_counted_are_kept_and_never_taken_back(store: ContractStore) -> None:
+    ahead = (T0 + 500) * 1000
+    await store.save_rates({"ops:a 1": ahead, "ops:b 1": ahead, "other": ahead}, T0)
+    await store.save_rates({"ops:a 1": ahead - 1, "ops:b 1": ahead + 1}, T0)
+    assert await store.rates("ops:", T0, 10) == {"ops:a 1": ahead, "ops:b 1": ahead + 1}
+    assert await store.rates("ops:", T0, 1) == {"ops:b 1": ahead + 1}
+    assert await store.rates("ops:", T0 + 501, 10) == {}
+
+
+async def test_rates_that_nobody_uses_are_forgotten_after_a_day(store: ContractStore) -> None:
+    day_ms = 86_400_000
+    await store.save_rates({"old": T0 * 1000, "new": (T0 + 2) * 1000}, T0)
+    assert await store.prune_rates(T0 + day_ms + 1, 10) == 1
+    assert await store.sql("SELECT key FROM edge_rate_limits") == [("new",)]
 
 
 async def test_rate_limits_are_cleared_by_prefix(store: ContractStore) -> None:
+    async def call(key: str) -> int:
+        return (await store.rate_limit(key, Limit(1, WINDOW_MS), T0)).retry_after_us // 1000
+
     for key in ("replay:t", "replay:u", "replay_", "other"):
-        await store.rate_limit(key, 1, WINDOW_MS, T0)
+        await call(key)
     assert await store.clear_rate_limits("replay:", audit_event("rate_limits_cleared")) == 2
-    assert await store.rate_limit("replay:t", 1, WINDOW_MS, T0) == 0
-    assert await store.rate_limit("replay_", 1, WINDOW_MS, T0) == WINDOW_MS
+    assert await call("replay:t") == 0
+    assert await call("replay_") == WINDOW_MS
     assert await store.clear_rate_limits("%", audit_event("rate_limits_cleared", T0 + 1)) == 0
     assert [each["action"] for each in await store.audit_events(9)] == ["rate_limits_cleared"] * 2
 
@@ -92,8 +137,6 @@ async def test_the_audit_log_is_read_newest_first(store: ContractStore) -> None:
         "t", "s", {"a": [1]}, "c", T0,
     )  # fmt: skip
     assert [each["action"] for each in await store.audit_events(1)] == ["two"]
-    assert await store.prune_audit(T0 + 1, 10) == 1
-    assert [each["action"] for each in await store.audit_events(10)] == ["two"]
 
 
 # -- callbacks
@@ -158,10 +201,10 @@ async def test_dead_callbacks_are_tried_again_when_somebody_says_so(store: Contr
     await ended_with_callback(store, "u1", tenant="u")
     for each in await store.claim_callbacks(10, T0 + 100, 5_000):
         await store.settle_callback(each.event_id, "dead", 0, "gone", T0 + 200)
-    assert await store.replay_callbacks(["evt-r1", "nobody"], None, 10, T0 + 300) == 1
+    assert await store.replay_callbacks(["evt-r1", "nobody"], None, 10, T0 + 300, audit_event("x1")) == 1
     assert await store.claim_callbacks(10, T0 + 300, 5_000) == [due("r1")]
-    assert await store.replay_callbacks(None, "t", 1, T0 + 300) == 1
-    assert await store.replay_callbacks(None, None, 10, T0 + 300) == 2
+    assert await store.replay_callbacks(None, "t", 1, T0 + 300, audit_event("x2")) == 1
+    assert await store.replay_callbacks(None, None, 10, T0 + 300, audit_event("x3")) == 2
     assert await store.callback_counts() == {"pending": 4, "dead": 0}
 
 

@@ -150,7 +150,7 @@ async def test_only_what_was_asked_for_is_started(store: ContractStore) -> None:
 async def test_no_record_is_started_more_often_than_allowed_unless_forced(store: ContractStore) -> None:
     (one,) = await dead_ones(store, 1)
     for number in range(3):
-        await store.request_replay(replay_of(one, key=f"k{number}"), T0 + 200)
+        await store.request_replay(replay_of(one, key=f"k{number}", forced=number == 2), T0 + 200)
         (started,) = await store.start_replays([start_of(one, f"n{number}", max_count=2)], T0 + 300)
         if number < 2:
             await claim(store)

@@ -8,6 +8,7 @@ from tests.support.store_contract import (
     T0,
     ContractStore,
     Open,
+    audit_event,
     claim,
     dead,
     done,
@@ -82,7 +83,7 @@ async def test_what_an_open_record_or_callback_needs_is_kept(store: ContractStor
     await store.claim_callbacks(10, T0 + 200, 5_000)
     await store.settle_callback("evt-r2", "dead", 0, "410", T0 + 200)
     assert await store.prune(T0 + 10_000, 10) == 0, "it may be sent again"
-    assert await store.replay_callbacks(None, None, 10, T0 + 300) == 1
+    assert await store.replay_callbacks(None, None, 10, T0 + 300, audit_event("x1")) == 1
     await store.claim_callbacks(10, T0 + 300, 5_000)
     await store.settle_callback("evt-r2", "delivered", 0, "", T0 + 300)
     assert await store.prune(T0 + 10_000, 10) == 1
@@ -197,8 +198,8 @@ async def test_the_registry_is_kept_with_its_generation(open_store: Open) -> Non
     store = await open_store()
     first = await store.load_registry("fleet-1")
     assert (first.fleet_id, first.epoch, first.generation, first.descriptors) == ("fleet-1", 1, 0, {})
-    assert await store.save_registry(1, {"a:x": (b"1", "n1"), "a:y": (b"2", "n1")}, (), T0)
-    assert await store.save_registry(2, {"a:x": (b"3", "n2")}, ("a:y", "never:was"), T0)
+    assert await store.save_registry(1, {"a:x": (b"1", "n1"), "a:y": (b"2", "n1")}, (), T0, audit_event("x2"))
+    assert await store.save_registry(2, {"a:x": (b"3", "n2")}, ("a:y", "never:was"), T0, audit_event("x3"))
     await store.aclose()
     again = await open_store()
     found = await again.load_registry("fleet-2")
@@ -212,20 +213,20 @@ async def test_of_two_proxies_that_publish_one_generation_one_is_told_that_it_lo
     one = await open_store("A")
     other = await open_store("B") if one.shared else ContractStore(one.engine, "B")
     await one.load_registry("fleet-1")
-    assert await one.save_registry(1, {"a:x": (b"1", "n1"), "a:y": (b"2", "n1")}, (), T0)
-    assert not await other.save_registry(1, {"a:x": (b"1", "n1")}, (), T0)
-    assert not await other.save_registry(3, {"a:z": (b"1", "n1")}, (), T0)
+    assert await one.save_registry(1, {"a:x": (b"1", "n1"), "a:y": (b"2", "n1")}, (), T0, audit_event("x4"))
+    assert not await other.save_registry(1, {"a:x": (b"1", "n1")}, (), T0, audit_event("x5"))
+    assert not await other.save_registry(3, {"a:z": (b"1", "n1")}, (), T0, audit_event("x6"))
     found = await other.load_registry("fleet-2")
     assert (found.generation, sorted(found.descriptors)) == (1, ["a:x", "a:y"])
-    assert await other.save_registry(2, {"a:z": (b"1", "n1")}, (), T0)
+    assert await other.save_registry(2, {"a:z": (b"1", "n1")}, (), T0, audit_event("x7"))
 
 
 async def test_overrides_of_nodes_survive_a_restart(open_store: Open) -> None:
     store = await open_store()
     assert await store.node_overrides() == {}
-    await store.save_node_override(NodeOverride("n1", True, False, T0, "me"))
-    await store.save_node_override(NodeOverride("n2", False, True, T0, "me"))
-    await store.save_node_override(NodeOverride("n1", False, True, T0 + 1, "you"))
+    await store.save_node_override(NodeOverride("n1", True, False, T0, "me"), audit_event("x8"))
+    await store.save_node_override(NodeOverride("n2", False, True, T0, "me"), audit_event("x9"))
+    await store.save_node_override(NodeOverride("n1", False, True, T0 + 1, "you"), audit_event("x10"))
     await store.aclose()
     again = await open_store()
     assert await again.node_overrides() == {
@@ -237,13 +238,13 @@ async def test_overrides_of_nodes_survive_a_restart(open_store: Open) -> None:
 
 async def test_key_epochs_only_rise(open_store: Open) -> None:
     store = await open_store()
-    assert await store.key_epochs() == {}
-    assert await store.raise_key_epoch(1, "n1", T0, "me") == 1
-    assert await store.raise_key_epoch(1, "n1", T0 + 1, "me") == 2
-    assert await store.raise_key_epoch(2, "n1", T0, "me") == 1
+    assert (await store.key_epochs()).epochs == {}
+    assert await store.raise_key_epoch(1, "n1", T0, "me", audit_event("x11")) == 1
+    assert await store.raise_key_epoch(1, "n1", T0 + 1, "me", audit_event("x12")) == 2
+    assert await store.raise_key_epoch(2, "n1", T0, "me", audit_event("x13")) == 1
     await store.aclose()
     again = await open_store()
-    assert await again.key_epochs() == {(1, "n1"): 2, (2, "n1"): 1}
+    assert (await again.key_epochs()).epochs == {(1, "n1"): 2, (2, "n1"): 1}
     await again.aclose()
 
 

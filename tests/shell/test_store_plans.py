@@ -19,6 +19,7 @@ from tests.support.store_contract import (
     Open,
     Told,
     ToldEngine,
+    audit_event,
     claim,
     done,
     failed,
@@ -78,8 +79,8 @@ class ListeningEngine(ToldEngine):
     async def write(self, job: Callable[[Db], T]) -> T:
         return await self._inner.write(lambda db: job(Listening(db, self.heard)))
 
-    async def read(self, job: Callable[[Db], T]) -> T:
-        return await self._inner.read(lambda db: job(Listening(db, self.heard)))
+    async def read(self, job: Callable[[Db], T], tenant: str | None = None) -> T:
+        return await self._inner.read(lambda db: job(Listening(db, self.heard)), tenant)
 
 
 async def everything(store: ContractStore) -> None:
@@ -121,8 +122,8 @@ async def everything(store: ContractStore) -> None:
     await store.retry_failed("r5", "r5-more", "me", T0)
     for each in await store.claim_callbacks(10, T0 + 10**9, 5):
         await store.settle_callback(each.event_id, "dead", 0, "", T0)
-    await store.replay_callbacks(None, None, 10, T0)
-    await store.replay_callbacks(["evt-r3"], None, 10, T0)
+    await store.replay_callbacks(None, None, 10, T0, audit_event("x1"))
+    await store.replay_callbacks(["evt-r3"], None, 10, T0, audit_event("x2"))
     await store.callback_counts()
     await store.audit_events(10)
     await store.prune(T0 + 10**9, 10)

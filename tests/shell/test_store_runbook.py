@@ -9,6 +9,7 @@ from tests.support.store_contract import (
     T0,
     ContractStore,
     Open,
+    audit_event,
     dead,
     record,
     replay_of,
@@ -16,6 +17,7 @@ from tests.support.store_contract import (
 )
 
 from fairlead.proxy.store.records import Budget
+from fairlead.runtime.gcra import Limit
 
 # As the runbook prints them.
 IDEMPOTENCY = """
@@ -94,7 +96,7 @@ async def test_the_spot_checks_after_a_deployment(open_store: Open, operator: Op
     await replay(store, "r1", "t", T0)
     found = await store.replays(1)
     await store.end_replay(found[0].id, "completed", T0 + 1)
-    await store.rate_limit("replay:t:127.0.0.1", 3, 300_000, T0)
+    await store.rate_limit("replay:t:127.0.0.1", Limit(3, 300_000), T0)
     constraints = dict(operator.run(IDEMPOTENCY))
     assert "UNIQUE (company_id, idempotency_key)" in constraints.values()
     ((key, count, window_start),) = operator.run(RATE_LIMITS)
@@ -112,15 +114,16 @@ async def test_a_window_that_is_over_shows_nothing_used(open_store: Open, operat
 
 
 async def test_flags_are_seen_at_once(open_store: Open, operator: Operator) -> None:
+    """A statement stops at once, and its opposite lets go on what was on before; a rollout by hand grants nothing."""
     store = await open_store()
-    for statement, enabled, percentage in (
-        (CANARY, True, 10), (HALF, True, 50), (ALL, True, 100), (GATE_OFF, False, 100), (GATE_HALF, True, 50),
-        (DISABLE, False, 50),
+    for statement, enabled, shown, percentage in (
+        (ALL, True, True, 100), (GATE_OFF, False, False, 100), (ALL, True, True, 100), (CANARY, False, True, 10),
+        (HALF, False, True, 50), (GATE_HALF, False, True, 50), (ALL, True, True, 100), (DISABLE, False, False, 100),
     ):  # fmt: skip
         operator.run(statement)
-        assert await store.flag_enabled("outbox.enabled") is enabled
-        ((_, shown, shown_percentage, *_),) = operator.run(GATE_FLAGS)
-        assert (shown, shown_percentage) == (enabled, percentage)
+        assert await store.flag_enabled("outbox.enabled") is enabled, statement
+        ((_, says, said_percentage, *_),) = operator.run(GATE_FLAGS)
+        assert (says, said_percentage) == (shown, percentage)
     operator.run("UPDATE feature_flags SET enabled = false WHERE key = 'dlq.replay.enabled';")
     assert await store.flag_enabled("dlq.replay.enabled") is False
 
@@ -135,22 +138,25 @@ async def test_pausing_all_agents_is_seen_at_once(open_store: Open, operator: Op
 async def test_clearing_rate_limits_lets_the_next_one_pass(open_store: Open, operator: Operator) -> None:
     store = await open_store()
     for key in ("replay:t", "other"):
-        assert await store.rate_limit(key, 1, 300_000, T0) == 0
-        assert await store.rate_limit(key, 1, 300_000, T0) > 0
+        assert (await store.rate_limit(key, Limit(1, 300_000), T0)).allowed
+        assert not (await store.rate_limit(key, Limit(1, 300_000), T0)).allowed
     operator.run(CLEAR)
-    assert await store.rate_limit("replay:t", 1, 300_000, T0) == 0
-    assert await store.rate_limit("other", 1, 300_000, T0) > 0
+    assert (await store.rate_limit("replay:t", Limit(1, 300_000), T0)).allowed
+    assert not (await store.rate_limit("other", Limit(1, 300_000), T0)).allowed
 
 
-async def test_a_budget_set_by_hand_holds(open_store: Open, operator: Operator) -> None:
+async def test_a_budget_set_by_hand_grants_nothing(open_store: Open, operator: Operator) -> None:
     store = await open_store()
     operator.run(SET_BUDGET)
-    assert await store.budgets(["company-id"], T0) == {"company-id": Budget("company-id", 1_000, 20_000)}
-    operator.run(SET_BUDGET.replace("1000, 20000", "1, 2"))
-    assert await replay(store, "r1", "company-id", T0) == ""
-    assert await replay(store, "r2", "company-id", T0) == "DLQ_BUDGET_DAILY"
-    assert (await record(store, "r2")).replay_count == 0
+    nothing = Budget("company-id", 0, 0, holds=False)
+    assert await store.budgets(["company-id"], T0) == {"company-id": nothing}
+    assert await replay(store, "r1", "company-id", T0) == "security_seal_invalid"
+    assert (await record(store, "r1")).replay_count == 0
+    # An operator's word makes it good, and nothing else does.
+    await store.save_budget("company-id", 1, 2, audit_event("budget"))
+    assert await replay(store, "r2", "company-id", T0) == ""
+    assert await replay(store, "r3", "company-id", T0) == "DLQ_BUDGET_DAILY"
     # Also where the tenant has replayed before, within the configured limits.
-    assert await replay(store, "r3", "t", T0) == ""
-    operator.run(SET_BUDGET.replace("company-id", "t").replace("1000, 20000", "1, 2"))
-    assert await replay(store, "r4", "t", T0) == "DLQ_BUDGET_DAILY"
+    assert await replay(store, "r4", "t", T0) == ""
+    operator.run(SET_BUDGET.replace("company-id", "t"))
+    assert await replay(store, "r5", "t", T0) == "security_seal_invalid"

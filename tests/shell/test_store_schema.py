@@ -14,6 +14,7 @@ from tests.support.store_contract import (
     T0,
     ContractStore,
     Open,
+    audit_event,
     claim,
     done,
     new,
@@ -24,6 +25,7 @@ from tests.support.store_contract import (
 )
 
 from fairlead.proxy.store.records import DeadLetterFilter, RunStatus, Verdict
+from fairlead.proxy.store.resealing import KINDS
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import SchemaUnknown, migrate, migrations
 from fairlead.runtime.sqlite import InlineWriter, open_connection
@@ -125,10 +127,11 @@ def test_one_large_statement_does_not_slow_down_all_small_ones(tmp_path: Path) -
     database.execute("BEGIN")
     database.execute(
         "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 20000)"
-        " INSERT INTO audit_logs (action, at_ms, principal) SELECT 'x', n, hex(zeroblob(100)) FROM c"
+        " INSERT INTO edge_rate_limits (key, count, window_start_ms) SELECT n || hex(zeroblob(100)), n, n FROM c"
     )
     database.execute(
-        "UPDATE audit_logs SET principal = hex(zeroblob(90)), at_ms = at_ms + 1 WHERE id IN (SELECT id FROM audit_logs)"
+        "UPDATE edge_rate_limits SET key = count || hex(zeroblob(90)), count = count + 1"
+        " WHERE rowid IN (SELECT rowid FROM edge_rate_limits)"
     )
     database.execute("COMMIT")
     files = [
@@ -211,6 +214,9 @@ def old_database(path: Path, version: int) -> None:
     database.close()
 
 
+ADOPTED = dict.fromkeys(KINDS, 0) | {"run": 9}
+
+
 @pytest.fixture(params=[1, 2])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> int:
     old_database(tmp_path / "store.db", request.param)
@@ -220,6 +226,9 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> int:
 @pytest.mark.parametrize("store_kind", STORES[1:2], indirect=True)
 async def test_a_database_of_an_older_version_goes_on(open_store: Open, old: int) -> None:
     store = await open_store()
+    assert await store.held_by("n1") == await claim(store, commands=["a:do"]) == [], "nobody sealed that"
+    assert not (await store.key_epochs()).whole
+    assert await store.adopt_seals(KINDS, T0, audit_event("seals_adopted")) == ADOPTED
     assert (await store.load_registry("other")).generation == 7
     assert await store.status_counts() == {
         "PENDING": 2,
@@ -259,6 +268,7 @@ async def test_a_database_of_an_older_version_goes_on(open_store: Open, old: int
 @pytest.mark.parametrize("store_kind", STORES[1:2], indirect=True)
 async def test_what_failed_under_an_older_version_is_a_dead_letter_now(open_store: Open, old: int) -> None:
     store = await open_store()
+    await store.adopt_seals(KINDS, T0, audit_event("seals_adopted"))
     found = await store.dead_letters(DeadLetterFilter())
     assert [each.root_id for each in found] == ["childless-1", "expired", "unknown", "failed"]
     failed = await record(store, "failed")

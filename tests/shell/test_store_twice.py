@@ -32,10 +32,12 @@ from fairlead.proxy.store.records import (
     AgentControl,
     DeadLetterFilter,
     NodeOverride,
+    NonceReservation,
     RetryGrant,
     RunStatus,
     Verdict,
 )
+from fairlead.runtime.gcra import Limit
 
 
 @pytest.fixture
@@ -179,20 +181,33 @@ async def test_controls_and_audit(store: ContractStore) -> None:
     await store.save_agent_control(AgentControl("t", True), audit_event("b"))
     await store.clear_rate_limits("x", audit_event("c"))
     await store.audit(audit_event("d"))
-    await store.save_node_override(NodeOverride("n1", True, False, T0, "me"))
-    assert [each["action"] for each in await store.audit_events(10)] == ["d", "c", "b", "a"]
-    await store.raise_key_epoch(1, "n1", T0, "me")
+    await store.save_node_override(NodeOverride("n1", True, False, T0, "me"), audit_event("e"))
+    assert [each["action"] for each in await store.audit_events(10)] == ["e", "d", "c", "b", "a"]
+    await store.raise_key_epoch(1, "n1", T0, "me", audit_event("f"))
     assert same(store) == 1
 
 
-async def test_a_rate_limit_errs_on_the_careful_side(store: ContractStore) -> None:
-    assert await store.rate_limit("k", 2, 1_000, T0) == 0
-    assert await store.rate_limit("k", 2, 1_000, T0) == 1_000
+async def test_a_call_is_counted_once(store: ContractStore) -> None:
+    for _ in range(2):
+        assert (await store.rate_limit("k", Limit(2, 1_000), T0)).allowed
+        assert same(store).allowed
+    assert (await store.rate_limit("k", Limit(2, 1_000), T0)).retry_after_us == 500_000
+
+
+async def test_a_nonce_is_not_taken_for_its_own_replay(store: ContractStore) -> None:
+    """The job reserved it, its COMMIT did not say so, and the second run found it there."""
+    nonce = NonceReservation("key:n1", "job-1", T0 + 600_000, 10)
+    await store.accept([new("r1")], nonce, T0)
+    assert same(store) == [Accepted("r1", RunStatus.PENDING)]
+    await store.reserve_nonce(NonceReservation("key:n2", "job-2", T0 + 600_000, 10), T0)
+    assert same(store) is None
+    assert await store.sql("SELECT key FROM replay_guards ORDER BY key") == [("key:n1",), ("key:n2",)]
+    assert await store.sql("SELECT sum(nonces) FROM replay_guard_totals") == [(2,)]
 
 
 async def test_the_registry(store: ContractStore) -> None:
     await store.load_registry("fleet")
-    await store.save_registry(1, {"a:x": (b"1", "n1")}, (), T0)
+    await store.save_registry(1, {"a:x": (b"1", "n1")}, (), T0, audit_event())
     assert same(store) is True
 
 

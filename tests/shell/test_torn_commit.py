@@ -15,12 +15,14 @@ from pathlib import Path
 from fairlead.proxy.store import journey
 from fairlead.proxy.store.db import SqliteDb
 from fairlead.proxy.store.records import NewRun
+from fairlead.proxy.store.seals import Seals
 from fairlead.proxy.store.sql import SqlStore
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
 from fairlead.runtime.sqlite import InlineWriter, run_batch
 
 CUTS = 120
+SEALS = Seals(b"torn" * 8)
 
 
 def family(number: int) -> NewRun:
@@ -61,7 +63,7 @@ async def test_a_torn_group_commit_leaves_every_acceptance_whole_or_absent(tmp_p
     folder.mkdir()
     path = folder / "store.db"
     writer = InlineWriter(path, "store", migrate)
-    store = SqlStore(SqliteEngine(writer), "me")
+    store = SqlStore(SqliteEngine(writer), "me", SEALS)
     log = folder / "store.db-wal"
     answered_at: list[tuple[int, str]] = []  # how long the log was when an acceptance was answered
     for group in range(6):
@@ -95,4 +97,4 @@ async def test_a_torn_group_commit_leaves_every_acceptance_whole_or_absent(tmp_p
 
 
 def store_accept(connection: sqlite3.Connection, run: NewRun) -> None:
-    journey.accept(SqliteDb(connection), [run], "me")
+    journey.accept(SqliteDb(connection), SEALS, [run], "me")

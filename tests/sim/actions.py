@@ -10,18 +10,24 @@ import json
 from typing import Any, Final
 
 import trio
+from tests.sim.oracles_trust import action_of
 from tests.sim.plots import Plots
 from tests.sim.record import Record, Told
 from tests.sim.recorder import Recorder
-from tests.sim.workload import PLOTS, Arguments, Step
+from tests.sim.trust import Trust
+from tests.sim.workload import PLOTS, TRUST, Arguments, Step
 
 from fairlead.client import RunFailed
 from fairlead.client.book import Submit
+from fairlead.protocol.keys import fingerprint
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.testing import SimCluster
 
 LOST: Final = (OSError, trio.BrokenResourceError, trio.TooSlowError, trio.ClosedResourceError)
 PATIENCE_S: Final = 12.0
+ROTATES_FOR_S: Final = 90.0
+RELOADS_BELOW_S: Final = 0.5
+PREVIOUS_FOR_MS: Final = 3_600_000
 LOOKS_FOR_A_CLIENT_S: Final = 0.25
 ABOUT_A_RUN: Final = ("pick",)
 # Answers after which nobody can know whether it was accepted.
@@ -37,7 +43,7 @@ class Actions:
         self._again_later: list[Any] = []  # what operators undo when everything is over
         self._replays = 0
         self._busy: set[str] = set()
-        self.plots = Plots(self)
+        self.plots, self.trust = Plots(self), Trust(self)
 
     async def perform(self, step: Step, number: int) -> None:
         """Do it. What cannot be reached is no failure."""
@@ -49,7 +55,8 @@ class Actions:
                 if step.kind in PLOTS:
                     await self.plots.perform(getattr(self.plots, step.kind), args)
                 else:
-                    await getattr(self, step.kind)(args)
+                    by = self.trust if step.kind in TRUST else self
+                    await getattr(by, step.kind)(args)
             except LOST as error:
                 self.cluster.trace.add(f"{step.kind} s{number}: {type(error).__name__}: {error}")
 
@@ -99,7 +106,13 @@ class Actions:
     async def ops(
         self, method: str, path: str, body: Any = None, *, at: str = "", **more: Any
     ) -> tuple[int, Any]:
-        return await self.cluster.ops(method, path, body, at=at or self.proxy(), within_s=PATIENCE_S, **more)
+        status, answer = await self.cluster.ops(
+            method, path, body, at=at or self.proxy(), within_s=PATIENCE_S, **more
+        )
+        audited = action_of(method, path)
+        if audited and 200 <= status < 300:
+            self.record.answered[audited] += 1
+        return status, answer
 
     async def _insist(self, method: str, path: str, body: Any = None, *, tries: int = 20) -> None:
         """As an operator does who wants it done."""
@@ -455,13 +468,69 @@ class Actions:
     # -- processes and versions
 
     async def rotate(self, args: Arguments) -> None:
+        """As far as it goes: every proxy has to have a step before the next one; what is left is for another time."""
         if "rotate" in self._busy:
             return
         self._busy.add("rotate")
-        self.cluster.rotate_secret()
-        for name in (*self.cluster.names("proxy"), *self.cluster.options.node_names, "app"):
-            await self._roll(name, args["pause_s"])
-        self._busy.discard("rotate")
+        try:
+            with trio.move_on_after(ROTATES_FOR_S):
+                await self._rotate(args["pause_s"])
+        finally:
+            self._busy.discard("rotate")
+
+    async def _rotate(self, pause_s: float) -> None:
+        cluster = self.cluster
+        if cluster.secrets.step == "prepare":
+            await self._everywhere(cluster.secrets.prepared(cluster.now_ms() + PREVIOUS_FOR_MS), pause_s)
+        if cluster.secrets.step == "switch":
+            await self._everywhere(cluster.secrets, 0)  # whoever had not heard of it
+            await self._everywhere(cluster.secrets.switched(), pause_s)
+        await self._everywhere(cluster.secrets, 0)
+        for name in (*cluster.options.node_names, "app"):
+            await self._take_over(name, pause_s)
+        for name in cluster.names("proxy"):
+            await self._release(name)
+        self.record.count("secrets rotated")
+        await self._everywhere(cluster.secrets.finished(), pause_s)
+
+    async def _everywhere(self, secrets: Any, pause_s: float) -> None:
+        """Until every proxy says that it has these secrets. One that does not run reads them when it starts, and has
+        to say so too: what it left in the store is sealed under the one before."""
+        self.cluster.secrets = secrets
+        wanted = [
+            fingerprint(bytes.fromhex(each)) if each else "" for each in (secrets.current, secrets.previous)
+        ]
+        for name in self.cluster.names("proxy"):
+            while True:
+                try:
+                    status, answer = await self.ops("GET", "/api/secrets", at=name)
+                except LOST:
+                    status = 503
+                if status == 200:
+                    held = next(each for each in answer["secrets"] if each["kind"] == "proxy")
+                    if [held["current"], held["previous"]] == wanted:
+                        break
+                    await self._take_over(name, pause_s)
+                await trio.sleep(0.5)
+
+    async def _take_over(self, name: str, pause_s: float) -> None:
+        """A running process is told; some operators rather start it again, and an application always is."""
+        if name != "app" and pause_s < RELOADS_BELOW_S:
+            self.cluster.reload(name)
+            await trio.sleep(pause_s)
+        else:
+            await self._roll(name, pause_s)
+
+    async def _release(self, name: str) -> None:
+        """Until a proxy says that nobody needs the previous secret any more."""
+        while True:
+            try:
+                status, _ = await self.ops("POST", "/api/secrets/proxy/release", {}, at=name)
+                if status == 200:
+                    return
+            except LOST:
+                pass
+            await trio.sleep(1)
 
     async def _roll(self, name: str, pause_s: float) -> None:
         """Stop in order, then start again."""

@@ -157,4 +157,16 @@ def _node(get_record: Callable[[], Record | None], name: str, life: int, version
             await behave(execution, mode, ms, times)
             return value_of(execution, mode)
 
+    record_now = get_record()
+    if record_now is not None and record_now.setup.approves:
+
+        @node.command("w:ask", effect="idempotent", timeout_s=TIMEOUT_S, requires_approval=True)
+        async def ask(
+            ctx: Any, token: str, mode: str = "ok", ms: int = 0, tail_ms: int = 0, times: int = 0
+        ) -> Any:
+            "Only where others say so."
+            with executing(begin(ctx, "w:ask")) as execution:
+                await behave(execution, mode, ms, times)
+                return value_of(execution, mode)
+
     return node

@@ -21,6 +21,7 @@ from tests.sim import (
     mutants_registry,
     mutants_replay,
     mutants_store,
+    mutants_trust,
 )
 from tests.sim.mutation import Mutant
 
@@ -32,6 +33,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     *mutants_node.MUTANTS,
     *mutants_replay.MUTANTS,
     *mutants_edges.MUTANTS,
+    *mutants_trust.MUTANTS,
 )
 
 

@@ -357,8 +357,14 @@ MUTANTS: Final = (
         "revocation_without_effect_on_the_link",
         "A revoked node keeps the link it has.",
         CONTROL,
-        'link.end(Reason.IDENTITY_REVOKED, f"by {by}")',
-        "pass",
+        """\
+        self.observer.log.warning("identity_revoked", node=node_id, epoch=epoch, by=by)
+        if link is not None:
+            link.end(""",
+        """\
+        self.observer.log.warning("identity_revoked", node=node_id, epoch=epoch, by=by)
+        if link is None:
+            link.end(""",
         (f"{TEST_HOSTILE_NODE}::test_revoking_ends_the_link_and_the_key",),
     ),
     Mutant(

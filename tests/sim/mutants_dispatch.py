@@ -37,7 +37,9 @@ MUTANTS: Final = (
         "A submission is answered before it is on disk.",
         DISPATCHER,
         """\
-            outcomes = await self._store.accept(runs)
+            outcomes = await (
+                self._store.accept(runs, nonce, self._world.wall_ms()) if nonce else self._store.accept(runs)
+            )
 """,
         """\
             from fairlead.proxy.store.records import RunStatus
@@ -52,11 +54,15 @@ MUTANTS: Final = (
         "A run is sent to its node before its acceptance is on disk.",
         DISPATCHER,
         """\
-            outcomes = await self._store.accept(runs)
+            outcomes = await (
+                self._store.accept(runs, nonce, self._world.wall_ms()) if nonce else self._store.accept(runs)
+            )
 """,
         """\
             self._start(runs)
-            outcomes = await self._store.accept(runs)
+            outcomes = await (
+                self._store.accept(runs, nonce, self._world.wall_ms()) if nonce else self._store.accept(runs)
+            )
 """,
         (f"{TEST_DISPATCH_FAULTS}::test_a_submission_said_twice_at_the_same_moment_is_delivered_once",),
     ),
@@ -261,8 +267,8 @@ MUTANTS: Final = (
         "kill_switch_ignored_for_redelivery",
         "What a node lost is delivered again while the kill switch is on.",
         DELIVERIES,
-        "if link is not None and not self._halted() else None",
-        "if link is not None else None",
+        "message = None if link is None or self._halted() else",
+        "message = None if link is None else",
         (f"{TEST_DISPATCH_IN_MEMORY}::test_the_kill_switch_stops_what_would_be_delivered_again",),
     ),
     Mutant(

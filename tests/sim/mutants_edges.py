@@ -14,7 +14,8 @@ OUTBOUND: Final = "runtime/fairlead/runtime/outbound.py"
 ADDRESSES: Final = "runtime/fairlead/runtime/addresses.py"
 ADMISSION: Final = "proxy/fairlead/proxy/edge/admission.py"
 FORWARD_HEADERS: Final = "proxy/fairlead/proxy/edge/forward_headers.py"
-AUTH: Final = "proxy/fairlead/proxy/ops/auth.py"
+ACCESS: Final = "proxy/fairlead/proxy/guard/access.py"
+OPERATOR_KEYS: Final = "proxy/fairlead/proxy/guard/operator_keys.py"
 OBSERVER: Final = "runtime/fairlead/runtime/observer.py"
 SIBLINGS: Final = "proxy/fairlead/proxy/siblings.py"
 HEALTH: Final = "proxy/fairlead/proxy/ops/health.py"
@@ -28,7 +29,8 @@ TEST_OUTBOUND: Final = "tests/shell/test_outbound.py"
 TEST_ADDRESSES: Final = "tests/unit/runtime/test_addresses.py"
 TEST_EDGE_ADMISSION: Final = "tests/unit/proxy/edge/test_edge_admission.py"
 TEST_EDGE_FORWARD_HEADERS: Final = "tests/unit/proxy/edge/test_edge_forward_headers.py"
-TEST_AUTH: Final = "tests/unit/proxy/test_auth.py"
+TEST_ACCESS: Final = "tests/unit/proxy/guard/test_access.py"
+TEST_OPERATOR_KEYS: Final = "tests/unit/proxy/guard/test_operator_keys.py"
 TEST_OBSERVER: Final = "tests/unit/runtime/test_observer.py"
 TEST_DISPATCH_TURNS: Final = "tests/unit/proxy/test_dispatch_turns.py"
 TEST_HEALTH: Final = "tests/unit/proxy/test_health.py"
@@ -235,22 +237,48 @@ for secret in secrets[:1])
     Mutant(
         "operator_key_optional",
         "Whoever sends no key is an operator.",
-        AUTH,
+        ACCESS,
         """\
-        if self._required:
+            return _opened("viewer")
+        return NOBODY
 """,
         """\
-        if self._required and not self._hashes:
+            return _opened("viewer")
+        return _opened("operator")
 """,
-        (f"{TEST_AUTH}::test_whoever_sends_no_key_is_nobody_where_keys_are_required",),
+        (f"{TEST_ACCESS}::test_what_is_opened_to_somebody_without_credentials",),
     ),
     Mutant(
         "operator_key_by_its_beginning",
         "A key that begins like an operator's is one.",
-        AUTH,
+        OPERATOR_KEYS,
         "if hmac.compare_digest(known, wanted):",
         "if hmac.compare_digest(known[:1], wanted[:1]):",
-        (f"{TEST_AUTH}::test_a_key_counts_whole_and_a_wrong_one_never_passes_for_none",),
+        (f"{TEST_OPERATOR_KEYS}::test_a_key_counts_whole",),
+    ),
+    Mutant(
+        "revoked_key_goes_on",
+        "A revoked operator key is still a key.",
+        OPERATOR_KEYS,
+        "if row.revoked_at_ms:",
+        "if row.revoked_at_ms and row.expires_at_ms:",
+        (f"{TEST_OPERATOR_KEYS}::test_expiry_and_revocation",),
+    ),
+    Mutant(
+        "permission_wildcard_without_its_dot",
+        "`kick.*` includes `kickstart`.",
+        ACCESS,
+        "permission.startswith(granted[:-1])",
+        "permission.startswith(granted[:-2])",
+        (f"{TEST_ACCESS}::test_a_wildcard_needs_its_dot",),
+    ),
+    Mutant(
+        "scope_widens_a_role",
+        "A viewer whose key names a scope of an operator has it.",
+        ACCESS,
+        "return scope in allowed(caller.roles) and (not caller.scopes or scope.value in caller.scopes)",
+        "return scope.value in (caller.scopes or allowed(caller.roles))",
+        (f"{TEST_ACCESS}::test_a_scope_narrows_a_role_and_never_widens_it",),
     ),
     Mutant(
         "refusals_not_counted",

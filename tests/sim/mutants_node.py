@@ -220,10 +220,10 @@ _RETRIED_ENDS: Final = (
     Mutant(
         "executed_without_identity",
         "A delivery that says on nobody's behalf is executed.",
-        EXECUTOR,
+        "protocol/fairlead/protocol/trust.py",
         "if delivery.identity is None:",
-        "if delivery.identity is None and self.switches.paused:",
-        (f"{TEST_INBOX}::test_a_delivery_without_identity_ends_the_run",),
+        "if delivery.identity is None and delivery.retry:",
+        ("tests/unit/protocol/test_trust.py::test_the_order_is_identity_then_token_then_mac_then_time",),
     ),
     Mutant(
         "another_version_executed",
@@ -320,11 +320,11 @@ _RETRIED_ENDS: Final = (
         """\
         if known is None:
             return False
-        if delivery.fence >= known.fence:""",
+        if problem is not None:""",
         """\
         if known is None or delivery.fence > known.fence:
             return False
-        if delivery.fence >= known.fence:""",
+        if problem is not None:""",
         (f"{TEST_INBOX}::test_a_fence_that_rises_while_the_result_is_written_is_the_one_that_is_told",),
     ),
     Mutant(

@@ -62,10 +62,10 @@ MUTANTS: Final = (
         "A restarted proxy begins without commands and wipes its nodes.",
         FLEET,
         """\
-        {name: (bytes(canonical), source) for name, canonical, source in rows},
+        {row[0]: (bytes(row[1]), row[2]) for row in good},
 """,
         """\
-        {name: (bytes(canonical), source) for name, canonical, source in rows[:0]},
+        {row[0]: (bytes(row[1]), row[2]) for row in good[:0]},
 """,
         (f"{TEST_STORE_CONTRACT_UPKEEP}::test_the_registry_is_kept_with_its_generation[sqlite inline]",),
     ),
@@ -90,7 +90,8 @@ MUTANTS: Final = (
         "A registry change is told to nodes before it is on disk.",
         CONTROL,
         """\
-        if not await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms()):
+        now_ms = self.world.wall_ms()
+        if not await self._store.save_registry(generation, upserts, change.removals, now_ms, event):
             if not await self._adopt_stored():  # neither may ours follow it, nor can it be followed
                 raise Refused(
                     Reason.STORE_UNAVAILABLE, "the stored registry is another and cannot be adopted"
@@ -101,7 +102,7 @@ MUTANTS: Final = (
         """\
         self.registry.adopt(change, source)
         await self._fan_out()
-        await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms())
+        await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms(), event)
 """,
         (
             f"{TEST_DISPATCH_FAULTS}::test_a_stored_registry_that_cannot_be_followed_ends_a_removal_instead_of_looping",

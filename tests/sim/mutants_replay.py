@@ -8,6 +8,7 @@ from tests.sim.mutation import Mutant
 
 DEAD_LETTERS: Final = "proxy/fairlead/proxy/store/dead_letters.py"
 CONTROLS: Final = "proxy/fairlead/proxy/store/controls.py"
+GCRA: Final = "runtime/fairlead/runtime/gcra.py"
 REPLAY: Final = "proxy/fairlead/proxy/dispatch/replay.py"
 DEAD_LETTERS_API: Final = "proxy/fairlead/proxy/ops/dead_letters_api.py"
 REPLAYER: Final = "proxy/fairlead/proxy/dispatch/replayer.py"
@@ -111,7 +112,7 @@ MUTANTS: Final = (
         "A replay leaves no line in the audit log.",
         DEAD_LETTERS,
         """\
-    controls.audit(db, asked.event)
+    audit(db, asked.event)
 """,
         "",
         (f"{TEST_STORE_CONTRACT_REPLAYS}::test_the_same_key_is_the_same_replay[sqlite inline]",),
@@ -120,8 +121,8 @@ MUTANTS: Final = (
         "monthly_budget_never_reset",
         "What was spent in one month is missing in the next.",
         CONTROLS,
-        "used_this_month = row[4] if row[5] == month else 0",
-        "used_this_month = row[4]",
+        "used_this_month = month_used if month_window == month else 0",
+        "used_this_month = month_used",
         (
             f"{TEST_STORE_CONTRACT_REPLAYS}::test_a_month_has_its_budget_and_the_next_one_its_own[sqlite inline]",
         ),
@@ -130,8 +131,8 @@ MUTANTS: Final = (
         "daily_budget_never_reset",
         "What was spent yesterday is missing today.",
         CONTROLS,
-        "used_today = row[2] if row[3] == day else 0",
-        "used_today = row[2]",
+        "used_today = day_used if day_window == day else 0",
+        "used_today = day_used",
         (
             f"{TEST_STORE_CONTRACT_REPLAYS}::test_a_tenants_own_limits_hold_before_the_configured_ones[sqlite inline]",
         ),
@@ -140,8 +141,8 @@ MUTANTS: Final = (
         "budget_per_request",
         "A whole request of replays costs one.",
         DEAD_LETTERS,
-        "refused = controls.spend(db, record.tenant, each.daily_limit, each.monthly_limit, now_ms)",
-        "refused = None if runs else controls.spend(db, record.tenant, each.daily_limit, each.monthly_limit, now_ms)",
+        "refused = controls.spend(db, seals, record.tenant, each.daily_limit, each.monthly_limit, now_ms)",
+        "refused = None if runs else controls.spend(db, seals, record.tenant, each.daily_limit, each.monthly_limit, now_ms)",
         (f"{TEST_STORE_CONTRACT_REPLAYS}::test_a_budget_is_spent_item_by_item_and_by_tenant[sqlite inline]",),
     ),
     Mutant(
@@ -198,7 +199,7 @@ MUTANTS: Final = (
         "force_for_everybody",
         "Anybody with a role may force a replay past its guards.",
         DEAD_LETTERS_API,
-        "if asked.force and OPERATOR not in caller.roles:",
+        "if asked.force and not may(caller, Scope.OPERATE):",
         "if asked.force and not caller.roles:",
         (f"{TEST_DEAD_LETTERS_API}::test_force_is_for_the_operator_role",),
     ),
@@ -243,38 +244,30 @@ if not forced and around.paused_tenants and (
         "A store that cannot count lets every replay pass.",
         DEAD_LETTERS_API,
         """\
-        wait_ms = await self._store.rate_limit(
-            f"replay:{scope}:{peer}", self._rate_max, self._rate_window_ms, self._world.wall_ms()
-        )
+        cell = await self._store.rate_limit(f"replay:{scope}:{peer}", limit, self._world.wall_ms())
 """,
         """\
         try:
-            wait_ms = await self._store.rate_limit(
-                f"replay:{scope}:{peer}", self._rate_max, self._rate_window_ms, self._world.wall_ms()
-            )
+            cell = await self._store.rate_limit(f"replay:{scope}:{peer}", limit, self._world.wall_ms())
         except Exception:
-            return
+            return ()
 """,
         (f"{TEST_DEAD_LETTERS_API}::test_a_rate_limit_that_cannot_be_counted_lets_nothing_pass",),
     ),
     Mutant(
         "rate_limit_off_by_one",
         "One call more than allowed passes in every window.",
-        CONTROLS,
-        """\
-    if count >= limit:
-""",
-        """\
-    if count > limit:
-""",
+        GCRA,
+        "    wait_us = after_us - burst_us - now_us\n",
+        "    wait_us = after_us - burst_us - now_us - period_us\n",
         (f"{TEST_STORE_CONTRACT_CONTROLS}::test_rate_limits_are_cleared_by_prefix[sqlite inline]",),
     ),
     Mutant(
         "clock_set_back_locks_out",
-        "A clock that was set back keeps a window open for as long.",
-        CONTROLS,
-        "if not 0 <= clock_ms - start_ms < window_ms:",
-        "if clock_ms - start_ms >= window_ms:",
+        "A clock that was set back keeps callers out until the old time has come again.",
+        GCRA,
+        "    start_us = min(max(next_at_us, now_us), now_us + burst_us)\n",
+        "    start_us = max(next_at_us, now_us)\n",
         (f"{TEST_STORE_CONTRACT_CONTROLS}::test_a_clock_that_was_set_back_locks_nobody_out[sqlite inline]",),
     ),
 )

@@ -7,7 +7,7 @@ from typing import Final
 from tests.sim.mutation import Mutant
 
 SQLITE: Final = "runtime/fairlead/runtime/sqlite.py"
-SCHEMA: Final = "proxy/fairlead/proxy/store/sqlite/0003_nothing_is_lost.sql"
+SCHEMA: Final = "proxy/fairlead/proxy/store/sqlite/0004_trust.sql"
 JOURNEY: Final = "proxy/fairlead/proxy/store/journey.py"
 LEASES: Final = "proxy/fairlead/proxy/store/leases.py"
 LINEAGE: Final = "proxy/fairlead/proxy/store/lineage.py"
@@ -62,10 +62,10 @@ MUTANTS: Final = (
         "What ended may be changed by an update.",
         SCHEMA,
         """\
-BEFORE UPDATE ON runs
+ON runs
 WHEN OLD.status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'EXPIRED')""",
         """\
-BEFORE UPDATE ON runs
+ON runs
 WHEN OLD.status IN ('COMPLETED', 'CANCELLED', 'EXPIRED')""",
         (f"{TEST_STORE_SCHEMA}::test_terminal_states_are_immutable_by_plain_sql[FAILED-sqlite inline]",),
     ),
@@ -131,7 +131,7 @@ WHEN OLD.status IN ('COMPLETED', 'CANCELLED', 'EXPIRED')""",
         "retry_overtaken",
         "A run that waits for its retry is overtaken by the next of its ordering key.",
         JOURNEY,
-        "AND earlier.status IN ('PENDING', 'RUNNING') AND earlier.seq < runs.seq",
+        "AND earlier.status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING') AND earlier.seq < runs.seq",
         "AND earlier.status = 'RUNNING' AND earlier.seq < runs.seq",
         (f"{TEST_STORE_CONTRACT_ORDER}::test_runs_for_several_nodes_keep_their_order_too[sqlite inline]",),
     ),
@@ -265,8 +265,8 @@ WHEN OLD.status IN ('COMPLETED', 'CANCELLED', 'EXPIRED')""",
         "takeover_without_a_higher_fence",
         "A proxy takes a run over under the fence of the one that lost it.",
         LEASES,
-        "UPDATE runs SET fence = fence + 1, owner = ?,",
-        "UPDATE runs SET fence = fence, owner = ?,",
+        "attempt = attempt_of((found[0], found[1] + 1, *found[2:]))",
+        "attempt = attempt_of((found[0], found[1], *found[2:]))",
         (
             f"{TEST_STORE_CONTRACT_LEASES}::test_what_is_pinned_is_told_again_under_a_higher_fence[sqlite inline]",
         ),
@@ -336,10 +336,10 @@ WHEN OLD.status IN ('COMPLETED', 'CANCELLED', 'EXPIRED')""",
         "A run that nobody took in time leaves no record.",
         LINEAGE,
         """\
-        elif ending.status is not RunStatus.CANCELLED:
+        elif ending.status is not RunStatus.CANCELLED and ending.reason not in NOT_FOR_REPLAY:
 """,
         """\
-        elif ending.status is RunStatus.FAILED:
+        elif ending.status is RunStatus.FAILED and ending.reason not in NOT_FOR_REPLAY:
 """,
         (
             f"{TEST_STORE_CONTRACT_DEAD_LETTERS}::test_an_expired_run_is_a_dead_letter_and_a_completed_or_cancelled_one_is_not[sqlite inline]",
@@ -471,8 +471,8 @@ WHEN OLD.status IN ('COMPLETED', 'CANCELLED', 'EXPIRED')""",
         "revocation_counted_down",
         "A key epoch that was raised falls back.",
         FLEET,
-        "DO UPDATE SET epoch = key_epochs.epoch + 1,",
-        "DO UPDATE SET epoch = 1,",
+        "epoch = 1 if held is None else int(held[2]) + 1",
+        "epoch = 1",
         (f"{TEST_STORE_CONTRACT_UPKEEP}::test_key_epochs_only_rise[sqlite inline]",),
     ),
 )

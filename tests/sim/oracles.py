@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from tests.sim.oracle import Oracle
 from tests.sim.oracles_nodes import DoneIsDone, GivenUp, NewestFence, SaidIsKept
+from tests.sim.oracles_trust import Approved, AuditChain, NothingForged
 from tests.sim.record import ENDED, Execution, Record, RunView, Told
 
 from fairlead.proxy.dispatch.replay import STAGES
 from fairlead.proxy.dispatch.retry import BUDGET_BURST
+
+UNDECIDED: Final = ("hitl_timeout_fail_closed",)  # nobody said yes in time: nothing that failed
 
 
 class AcceptedIsDurable(Oracle):
@@ -263,7 +266,7 @@ class OnePlace(Oracle):
             record = records.pop(root, None)
             states = [run.status for run in runs]
             done = "COMPLETED" in states or any(run.run_id in late for run in runs)
-            failed = any(state in ("FAILED", "EXPIRED") for state in states)
+            failed = any(run.status in ("FAILED", "EXPIRED") and run.reason not in UNDECIDED for run in runs)
             if not failed:
                 if record is not None:
                     self.violated(f"lineage {root} never failed ({states}), and has a record")
@@ -497,7 +500,7 @@ class KillSwitch(Oracle):
     def on_run(self, run: RunView, before: tuple[str, int]) -> None:
         if self.record.kill_switch_since is None:
             return
-        if not before[0]:
+        if not before[0] and run.run_id not in self.record.forged:
             self.violated(f"{run.run_id} was accepted under the kill switch")
         elif before[0] == "PENDING" and run.status == "RUNNING":
             self.violated(f"{run.run_id} was given to {run.node_id} under the kill switch")
@@ -576,5 +579,5 @@ class NothingTwice(Oracle):
 ORACLES: tuple[type[Oracle], ...] = (
     AcceptedIsDurable, RefusedIsNothing, EndsOnce, Totals, OneEffect, Fenced, OnceOnly, AskedFor, OnePlace, Resolved,
     Registries, Ordered, Times, Retries, Replays, KillSwitch, Paused, ToldIsTrue, ClientsHear, NothingTwice,
-    NewestFence, SaidIsKept, DoneIsDone, GivenUp,
+    NewestFence, SaidIsKept, DoneIsDone, GivenUp, AuditChain, NothingForged, Approved,
 )  # fmt: skip

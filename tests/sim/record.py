@@ -7,7 +7,7 @@ durable; the facts of a run that never change are looked up in the store when th
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -86,6 +86,15 @@ class RunView:
 
 
 @dataclass(frozen=True)
+class Forged:
+    """What somebody wrote by hand into a run's row."""
+
+    store: str
+    column: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Told:
     """A caller heard how a run ended."""
 
@@ -115,8 +124,13 @@ class Record:
         self.paused: dict[str, float] = {}  # tenant -> since when nothing of it may be delivered
         self.kill_switch_since: float | None = None
         self.limits: dict[str, int] = {}  # tenant -> the largest daily limit that was ever asked for
+        self.forged: dict[str, Forged] = {}  # run id -> what somebody wrote by hand
+        self.forged_approvals: set[str] = set()
         self.open_client_runs: list[tuple[Any, Any]] = []  # (life of the client's process, its Run)
         self.let_in_twice: list[str] = []
+        self.answered: Counter[tuple[str, str]] = (
+            Counter()
+        )  # operators' calls that succeeded: (action, scope)
         self.statements = Statements()  # of nodes, about attempts
         self.over = False
         self.violations: list[str] = []
@@ -225,6 +239,14 @@ class Record:
         self.cluster.trace.add(f"VIOLATION {oracle}: {text}")
 
     # -- looking
+
+    def is_forged(self, run_id: str) -> bool:
+        """Whether a run's row is still as somebody wrote it by hand; the crash of a proxy may have taken that back."""
+        forged = self.forged.get(run_id)
+        if forged is None:
+            return False
+        sql = f"SELECT 1 FROM runs WHERE run_id = ? AND {forged.column} = ?"
+        return bool(self.cluster.query(forged.store, sql, run_id, forged.value))
 
     def stores(self) -> list[str]:
         return ["database"] if self.cluster.store is not None else self.cluster.names("proxy")

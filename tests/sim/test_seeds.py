@@ -12,7 +12,7 @@ from tests.sim.__main__ import known_seeds
 from tests.sim.oracle import Oracle
 from tests.sim.oracles import ORACLES
 from tests.sim.seeds import many, run_seed, shorten
-from tests.sim.workload import PLOTS, STEPS, draw_setup
+from tests.sim.workload import PLOTS, STEPS, TRUST, draw_setup
 
 from fairlead.testing.faults import KINDS
 
@@ -45,7 +45,7 @@ def test_a_seed_does_the_same_in_another_process_with_another_hash_seed() -> Non
 
 def test_together_the_seeds_do_everything_that_there_is_to_do() -> None:
     setups = [draw_setup(seed) for seed in SEEDS]
-    assert {step.kind for setup in setups for step in setup.steps} == {*STEPS, *PLOTS}
+    assert {step.kind for setup in setups for step in setup.steps} == {*STEPS, *PLOTS, *TRUST}
     assert {setup.options.proxies for setup in setups} == {1, 2}
     assert {setup.options.nodes for setup in setups} == {1, 2, 3, 5}
     assert draw_setup(17) == draw_setup(17)
@@ -91,7 +91,7 @@ def test_a_plot_is_where_the_faults_are_that_it_is_made_of() -> None:
 def test_plots_leave_what_else_is_drawn_as_it_was() -> None:
     for seed in SEEDS:
         setup = draw_setup(seed)
-        with_plots = [step for step in setup.steps if step.kind in PLOTS]
+        with_plots = [step for step in setup.steps if step.kind in PLOTS or step.kind in TRUST]
         assert len(setup.steps) - len(with_plots) in (15, 30, 60)
 
 

@@ -3,7 +3,8 @@
 Steps are plain data like faults, drawn before anything runs, so that each can be left out of a failing seed by itself.
 What a step means is in `actions`. To add a kind of step: a row in `STEPS` (what it draws, and how often it comes), a
 method of that name in `actions.Actions`. A plot is a step that times several things by each other: a row in `PLOTS`,
-a method in `plots.Plots`.
+a method in `plots.Plots`. What has to do
+with trust (approvals, and somebody who writes to the database) is in `TRUST`, and in `trust.Trust`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from fairlead.testing import Fault, Names, Options, draw
 from fairlead.testing.faults import KINDS as FAULT_KINDS
+from fairlead.testing.options import OPS_KEY, strong
 
 TENANTS: Final = ("default", "t1", "t2")
 COMMANDS: Final = ("w:add", "w:step", "w:once", "w:plain", "w:extra")
@@ -59,6 +61,11 @@ class Setup:
     def has(self, *kinds: str) -> bool:
         """Whether a kind of fault or step is part of this run."""
         return not self._kinds.isdisjoint(kinds)
+
+    @property
+    def approves(self) -> bool:
+        """Whether there is a command that needs approval."""
+        return "approvals" in self.options.proxy
 
     @cached_property
     def _kinds(self) -> frozenset[str]:
@@ -235,6 +242,59 @@ PLOTS: Final[dict[str, Plot]] = {
 }  # fmt: skip
 
 
+# -- trust
+
+
+def _ask(draw_: random.Random) -> Arguments:
+    """A submission of what needs approval."""
+    return {
+        "command": "w:ask", "target": draw_.choices(("any", "node", "all"), (6, 2, 1))[0],
+        "number": draw_.randrange(1, 6), "tenant": draw_.choice(TENANTS),
+        "mode": draw_.choices(("ok", "transient", "fail"), (8, 1, 1))[0], "ms": draw_.choice((0, 20, 300)),
+        "tail_ms": 0, "times": 1,
+        **draw_.choice(({}, {}, {"ordering_key": "key-1"}, {"deadline_ms": 1_500}, {"delay_ms": 300})),
+    }  # fmt: skip
+
+
+APPROVERS: Final = (strong("approver 1"), strong("approver 2"))
+APPROVALS_SHARE: Final = 0.2  # of the seeds
+FORGERS_SHARE: Final = 0.15
+FORGERIES: Final = (
+    "args", "tenant", "target", "deadline", "copy", "approved", "key", "budgets", "tenants", "nodes", "epochs",
+)  # fmt: skip
+TRUST: Final[dict[str, Callable[[random.Random], Arguments]]] = {
+    "ask": _ask,
+    "approve": lambda d: {
+        "pick": d.randrange(1_000), "by": d.choices((0, 1, 2), (1, 5, 4))[0], "quotes": d.random() < 0.9,
+    },
+    "reject": lambda d: {"pick": d.randrange(1_000), "by": d.choice((0, 1, 2)), "quotes": d.random() < 0.9},
+    # somebody who can write to the database
+    "forge": lambda d: {
+        "what": d.choices(FORGERIES, (4, 3, 3, 3, 4, 3, 1, 1, 1, 1, 0.5))[0], "pick": d.randrange(1_000),
+    },
+}  # fmt: skip
+
+
+def _draw_approvals(seed: int, long_s: float) -> tuple[dict[str, Any], list[Step]]:
+    """How runs are approved in this seed, and who does it; from numbers of their own, as plots."""
+    d = random.Random(f"{seed}/approvals")
+    if d.random() >= APPROVALS_SHARE:
+        return {}, []
+    approvals = {"timeout_s": d.choice((2, 4, 8)), "needed": d.choice((1, 1, 2))}
+    kinds = d.choices(("ask", "approve", "reject"), (3, 5, 1), k=d.choice((8, 16)))
+    steps = [Step(round(d.uniform(0, long_s), 3), kind, TRUST[kind](d)) for kind in kinds]
+    return approvals, steps
+
+
+def _draw_forgeries(seed: int, long_s: float) -> list[Step]:
+    d = random.Random(f"{seed}/forge")
+    if d.random() >= FORGERS_SHARE:
+        return []
+    return [
+        Step(round(d.uniform(0, long_s), 3), "forge", TRUST["forge"](d)) for _ in range(d.choice((2, 4, 8)))
+    ]
+
+
 def _draw_plots(seed: int, options: Options, long_s: float) -> list[Step]:
     """From numbers of their own, so that what is drawn elsewhere stays as it was."""
     d = random.Random(f"{seed}/plots")
@@ -308,6 +368,11 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
         kind = d.choices(step_kinds, weights)[0]
         steps.append(Step(round(d.uniform(0, long_s), 3), kind, rounded(STEPS[kind][1](d))))
     steps += _draw_plots(seed, options, long_s)
+    approvals, asked = _draw_approvals(seed, long_s)
+    if approvals:
+        options_proxy["approvals"] = approvals
+        reliability["ops_keys"] = [OPS_KEY, *APPROVERS]
+    steps += [*asked, *_draw_forgeries(seed, long_s)]
     d = random.Random(f"{seed}/faults")
     people = Names(names[:proxies], names[proxies:-1], ("app",), shared)
     count = int(d.choice((2, 5, 10, 16)) * scale) if fault_kinds else 0

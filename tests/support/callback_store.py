@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import trio
 
 from fairlead.proxy.store import callbacks
 from fairlead.proxy.store.db import SqliteDb
-from fairlead.proxy.store.records import CallbackDue
-
-_SCHEMA = Path(callbacks.__file__).with_name("sqlite") / "0003_nothing_is_lost.sql"
-_TABLES = re.compile(r"CREATE TABLE (?:callbacks|job_source_callback_events) .*?;", re.DOTALL)
+from fairlead.proxy.store.records import AuditEvent, CallbackDue
+from fairlead.proxy.store.sqlite.migrate import migrate
 
 
 class CallbackTables:
@@ -23,8 +19,7 @@ class CallbackTables:
 
     def __init__(self) -> None:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
-        for statement in _TABLES.findall(_SCHEMA.read_text()):
-            self.connection.execute(statement)
+        migrate(self.connection)
         self._db = SqliteDb(self.connection)
         self.runs: dict[str, dict[str, Any]] = {}
         self.fails = False
@@ -86,10 +81,10 @@ class CallbackTables:
         self.settled.set()
 
     async def replay_callbacks(
-        self, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int
+        self, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int, event: AuditEvent
     ) -> int:
         await self._transaction()
-        return callbacks.replay(self._db, event_ids, tenant, limit, now_ms)
+        return callbacks.replay(self._db, event_ids, tenant, limit, now_ms, event)
 
     async def callback_counts(self) -> dict[str, int]:
         await self._transaction()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
+from tests.support.trust import judge_of, key_of, trusted
 
 from fairlead.backend.executor import Executor
 from fairlead.backend.handlers import Node
@@ -27,6 +28,7 @@ from fairlead.runtime.world import RealWorld
 
 T = TypeVar("T")
 T0_MS = 1_000_000
+KEY, INCARNATION = key_of(b"engine" * 8, "n1"), "i1"
 Answer = Result | DeliveryRefused
 
 
@@ -76,6 +78,7 @@ class Engine:
     """What a test holds."""
 
     executor: Executor
+    world: TrioWorld
     inbox: Inbox
     mirror: Mirror
     writer: ControlledWriter
@@ -111,7 +114,8 @@ class Engine:
             "timeout_ms": 5_000,
             "accepted_at_ms": T0_MS,
         }
-        return Deliver(run_id=run_id, fence=fence, command=command, **{**fields, **more})
+        made = Deliver(run_id=run_id, fence=fence, command=command, **{**fields, **more})
+        return made if "trust" in more else trusted(made, KEY, "n1", INCARNATION, self.world.wall_ms())
 
     def offer(self, *arguments: Any, **more: Any) -> None:
         self.executor.offer(self.delivery(*arguments, **more), "corr")
@@ -189,10 +193,11 @@ async def running_engine(
 
     isolation = Isolation(MemoryMarks(), dict(crashes or {}))
     executor = Executor(
-        world, inbox, node.handlers, mirror, observer, report, isolation, node_id="n1",
+        world, inbox, node.handlers, mirror, observer, report, isolation, judge_of(KEY, "n1", INCARNATION),
+        node_id="n1",
         concurrent_max=concurrent_max, queue_max=queue_max, timeout_ms_max=60_000, value_bytes_max=value_bytes_max,
     )  # fmt: skip
-    engine = Engine(executor, inbox, mirror, writer, sink, events)
+    engine = Engine(executor, world, inbox, mirror, writer, sink, events)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(executor.run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from fairlead.runtime.sqlite import Job, Writer
 
 T = TypeVar("T")
 OPS, CONTROL = 9100, 25570
-OPEN = ("PENDING", "RUNNING")
+OPEN = ("PENDING_APPROVAL", "PENDING", "RUNNING")
 
 PROXY_TOML = """
 schema_version = 1
@@ -40,6 +40,8 @@ id = "beta"
 namespaces = ["t"]
 [messaging]
 host = "127.0.0.1"
+[audit]
+file = "FOLDER/audit.jsonl"
 [store]
 url = "sqlite:///FOLDER/fairlead.db"
 """
@@ -158,6 +160,8 @@ class Cluster:
         self.script = Script()
         self.scopes: dict[str, trio.CancelScope] = {}
         self.stops: dict[str, trio.Event] = {}
+        self.proxy: Proxy
+        self.nodes: dict[str, NodeProcess] = {}
         self.dispatcher: Dispatcher
         self.control: Control
         self.observer: Any
@@ -173,10 +177,16 @@ class Cluster:
     async def start_proxy(self, extra: str = "") -> None:
         path = self.folder / "proxy.toml"
         path.write_text(PROXY_TOML.replace("FOLDER", str(self.folder)) + extra)
-        environ = {"SECURITY_PROXY_SECRET": SECRET, "RELIABILITY_OPS_KEYS": OPS_KEY}
+        environ = {
+            "SECURITY_PROXY_SECRET": SECRET,
+            "RELIABILITY_OPS_KEYS": OPS_KEY,
+            "RELIABILITY_OPS_RATE_MAX": "1000000",
+        }
+        if "[approvals]" not in extra:  # one operator is enough, unless a test is about that
+            environ["APPROVALS_REPLAYS"] = "false"
         world = self.worlds["proxy"]
         self.observer = quiet_observer(world)
-        proxy = Proxy(load_proxy_config(str(path), environ), world, self.observer, {})
+        proxy = self.proxy = Proxy(load_proxy_config(str(path), environ), world, self.observer, {})
         await self._start("proxy", proxy.run)
         assert proxy.dispatcher is not None
         assert proxy.control is not None
@@ -187,7 +197,8 @@ class Cluster:
         path.write_text(NODE_TOML.replace("FOLDER", str(self.folder)).replace("NODE", name) + extra)
         config = load_node_config(str(path), {"FAIRLEAD_PROXY_SECRET": SECRET})
         world = self.worlds[name]
-        await self._start(name, NodeProcess(config, self.script.node(), world, quiet_observer(world), {}).run)
+        node = self.nodes[name] = NodeProcess(config, self.script.node(), world, quiet_observer(world), {})
+        await self._start(name, node.run)
 
     async def _start(self, name: str, run: Callable[..., Awaitable[None]]) -> None:
         stop = self.stops[name] = trio.Event()
@@ -202,12 +213,22 @@ class Cluster:
     # -- what operators ask
 
     async def ask(
-        self, method: str, path: str, body: Any = None, wait_s: int = 0, port: int = OPS
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        wait_s: int = 0,
+        port: int = OPS,
+        key: str | None = OPS_KEY,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
+        """`body`: a value, or bytes as they are sent. `key`: the caller's; None: nobody's."""
         stream = await self.worlds["client"].connect_tcp("127.0.0.1", port)
-        raw = b"" if body is None else json.dumps(body).encode()
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        sent = {**({} if key is None else {"x-ops-key": key}), **(headers or {})}
+        more = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         head = (
-            f"{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\nx-ops-key: {OPS_KEY}\r\n"
+            f"{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{more}"
             f"prefer: wait={wait_s}\r\ncontent-length: {len(raw)}\r\n\r\n"
         )
         await stream.send_all(head.encode() + raw)
@@ -216,7 +237,7 @@ class Cluster:
             answer += data
         stream.close()
         head_bytes, _, payload = answer.partition(b"\r\n\r\n")
-        kind = b"json" in head_bytes.lower()
+        kind = b"json" in head_bytes.lower() and b"ndjson" not in head_bytes.lower()
         return int(head_bytes.split()[1]), json.loads(payload) if kind else payload.decode()
 
     async def submit(self, command: str, name: str, ms: int = 100, wait_s: int = 0, **fields: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import trio
 from tests.support.memory_stream import memory_pair
 
+from fairlead.runtime.append_file import AppendFile, FileAppender
 from fairlead.runtime.marks import FileMarks, Marks
 from fairlead.runtime.sqlite import InlineWriter, Writer
 from fairlead.runtime.streams import ByteStream
@@ -118,6 +119,10 @@ class MemoryWorld:
         """A real file: what a cancelled process leaves behind is what a killed one does. But a cancelled one
         also cleans up, so crashes of handlers are tested with real processes."""
         return FileMarks(path, slots)
+
+    def open_append(self, path: Path) -> AppendFile:
+        """A real file, as lines that were answered are on the disk whatever becomes of the process."""
+        return FileAppender(path)
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint()

@@ -29,6 +29,7 @@ import psycopg
 import pytest
 from tests.support.processes import free_port
 
+ALL_TENANTS = "-c fairlead.tenant=*"  # a superuser has no need of it; who else looks behind the store has
 START_S = 30.0
 STOP_S = 15.0
 PROGRAMS = ("initdb", "postgres")
@@ -154,9 +155,9 @@ class Databases:
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def execute(self, sql: str, url: str = "") -> list[tuple[object, ...]]:
-        """Run one statement in autocommit, from outside of everything under test."""
+        """Run one statement in autocommit, from outside of everything under test; all tenants are seen."""
         with contextlib.closing(
-            psycopg.connect(url or self._url, autocommit=True, connect_timeout=10)
+            psycopg.connect(url or self._url, autocommit=True, connect_timeout=10, options=ALL_TENANTS)
         ) as connection:
             cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []

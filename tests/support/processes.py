@@ -28,7 +28,9 @@ READY_S = 20.0
 STOP_S = 15.0
 POLL_S = 0.02
 PROXY = "proxy"
-_PREFIXES = ("SECURITY_", "RELIABILITY_", "DISPATCH_", "WORKER_", "FAIRLEAD_", "MESSAGING_", "LIMITS_")
+_PREFIXES = (
+    "SECURITY_", "RELIABILITY_", "DISPATCH_", "JWT_", "TRANSBOT_", "WORKER_", "FAIRLEAD_", "MESSAGING_", "LIMITS_",
+)  # fmt: skip
 PORT_BLOCKS = range(16_500, 25_500, 500)
 
 LAB_HANDLERS = '''
@@ -68,6 +70,10 @@ async def invalid(ctx):
 @node.command("lab:big", effect="idempotent")
 async def big(ctx, size: int):
     return "x" * size
+
+@node.command("lab:kick", effect="idempotent", permission="kick.players")
+async def kick(ctx):
+    return "kicked"
 '''
 
 
@@ -276,6 +282,8 @@ class Fleet:
             },
             "observability": {"port": self.ops_port},
             "dispatch": {"public": True},
+            "approvals": {"replays": False},  # one operator is enough, unless a test is about that
+            "reliability": {"ops_rate_max": 1_000_000},  # tests ask often; what limits is tested with its own
             "store": {"url": f"sqlite:///{self.folder}/fairlead.db"},
         }  # fmt: skip
         secrets_ = {"SECURITY_PROXY_SECRET": self.secret, "RELIABILITY_OPS_KEYS": self.ops_key}
@@ -283,6 +291,7 @@ class Fleet:
             ports = {
                 "messaging": {"port": control}, "observability": {"port": self.ops_ports[name]},
                 **({} if name == PROXY else {"listeners": []}),
+                "audit": {"file": f"{self.folder}/{name}-audit.jsonl"},
             }  # fmt: skip
             path = self.folder / f"{name}.toml"
             path.write_text(to_toml(merged(merged(config, self.proxy), ports)))
@@ -417,7 +426,8 @@ class Fleet:
     def exposition(self, process: str = PROXY) -> str:
         """The text of /metrics, of the proxy or of a node."""
         port = self.ops_port if process == PROXY else self.processes[process].health_port
-        return http_call(port, "GET", "/metrics").body.decode()
+        key = {"x-ops-key": self.ops_key} if process == PROXY else {}  # some proxies open nothing
+        return http_call(port, "GET", "/metrics", headers=key).body.decode()
 
     def metric(self, name: str, process: str = PROXY, **labels: str) -> float:
         """One sample. KeyError if it is not there."""
@@ -487,14 +497,20 @@ def to_toml(data: Mapping[str, Any]) -> str:
     plain, tables = [], []
     for name, value in data.items():
         if isinstance(value, Mapping):
-            tables += ["", f"[{name}]", *(f"{key} = {json.dumps(inner)}" for key, inner in value.items())]
+            tables += ["", f"[{name}]", *(f"{key} = {_toml(inner)}" for key, inner in value.items())]
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             for each in value:
                 tables += [
                     "",
                     f"[[{name}]]",
-                    *(f"{key} = {json.dumps(inner)}" for key, inner in each.items()),
+                    *(f"{key} = {_toml(inner)}" for key, inner in each.items()),
                 ]
         elif not (isinstance(value, list) and not value):
             plain.append(f"{name} = {json.dumps(value)}")
     return "\n".join([*plain, *tables, ""])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)

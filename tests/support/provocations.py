@@ -29,6 +29,30 @@ OF_RUNS: Final = frozenset({
     Reason.RUN_NOT_OWNED, Reason.SCHEDULE_INVALID, Reason.SCOPE_MISSING, Reason.TENANT_DRAINING,
 })  # fmt: skip
 
+# What test_callers.py provokes.
+OF_CALLERS: Final = frozenset({
+    Reason.CREDENTIALS_AMBIGUOUS, Reason.JWKS_UNAVAILABLE, Reason.JWT_ALGORITHM_REFUSED, Reason.JWT_AUDIENCE_WRONG,
+    Reason.JWT_CLAIM_INVALID, Reason.JWT_CLAIM_MISSING, Reason.JWT_DUPLICATE_NAMES, Reason.JWT_EXPIRED,
+    Reason.JWT_ISSUER_WRONG, Reason.JWT_KEY_UNKNOWN, Reason.JWT_MALFORMED, Reason.JWT_NOT_YET_VALID,
+    Reason.JWT_SIGNATURE_INVALID, Reason.JWT_TOO_DEEP, Reason.JWT_TOO_LARGE, Reason.OPERATOR_KEY_EXPIRED,
+    Reason.OPERATOR_KEY_REVOKED, Reason.OPERATOR_KEY_UNKNOWN, Reason.SIGNATURE_INVALID,
+    Reason.SIGNATURE_KEY_UNKNOWN, Reason.SIGNATURE_MALFORMED, Reason.SIGNATURE_MISSING,
+    Reason.SIGNATURE_TIMESTAMP_INVALID,
+})  # fmt: skip
+
+# What test_guards.py provokes.
+OF_GUARDS: Final = frozenset({
+    Reason.OPS_RATE_LIMITED, Reason.PERMISSION_DENIED, Reason.SECURITY_READ_TENANT_MISMATCH,
+    Reason.SECURITY_REPLAY_DETECTED, Reason.SECURITY_REPLAY_GUARD_UNAVAILABLE, Reason.SECURITY_TENANT_MISMATCH,
+})  # fmt: skip
+
+# What test_approvals.py provokes.
+OF_APPROVALS: Final = frozenset({
+    Reason.APPROVAL_AGENT_FORBIDDEN, Reason.APPROVAL_ALREADY_VOTED, Reason.APPROVAL_OWN,
+    Reason.APPROVAL_PLAN_CHANGED, Reason.APPROVAL_REJECTED, Reason.APPROVAL_UNKNOWN,
+    Reason.HITL_TERMINAL_STATE_IMMUTABLE, Reason.HITL_TIMEOUT_FAIL_CLOSED,
+})  # fmt: skip
+
 # What these fleets cannot provoke: the test file, under tests, that does, and why not here.
 ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
     Reason.CALLBACK_ADDRESS_REFUSED: (
@@ -39,7 +63,19 @@ ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
         "unit/proxy/test_dead_letters_api.py",
         "every operations key is an operator's until there are roles",
     ),
+    Reason.OPERATOR_KEY_LIMIT: ("shell/test_store_contract_keys.py", "needs a thousand keys"),
+    Reason.SECRET_IN_USE: ("e2e/test_rotation_under_load.py", "needs a rotation under way, in files"),
+    Reason.OPERATOR_KEYS_UNAVAILABLE: (
+        "unit/proxy/guard/test_operator_keys.py",
+        "needs a shared store that is away for a minute",
+    ),
+    Reason.SECURITY_SEAL_INVALID: ("e2e/test_seals.py", "needs a database that somebody wrote to"),
     Reason.LEASE_TAKEN_OVER: ("e2e/test_two_proxies.py", "needs two proxies on one store"),
+    Reason.SECURITY_AUDIT_CHAIN_BROKEN: (
+        "shell/test_audit_trail.py",
+        "needs the database of a running proxy changed",
+    ),
+    Reason.AUDIT_FILE_UNWRITABLE: ("shell/test_audit_trail.py", "needs a full disk"),
 }
 
 

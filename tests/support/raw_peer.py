@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgpack
 import msgspec
+from tests.support.trust import trusted
 
 from fairlead.protocol import messages as m
 from fairlead.protocol import preamble
@@ -26,6 +27,7 @@ from fairlead.protocol.limits import FRAME_PAYLOAD_BYTES_MAX
 from fairlead.protocol.noise import CipherState, Handshake
 from fairlead.protocol.preamble import Preamble
 from fairlead.protocol.registry import Descriptor, Item, Position, canonical_item, registry_digest
+from fairlead.protocol.trust import TrustKey, link_trust_key
 
 M = TypeVar("M", bound=m.Message)
 TIMEOUT_S = 10.0
@@ -56,6 +58,10 @@ class RawLink:
         self.sock, self.us, self.them = sock, us, them
         self.nonce = 0
         self.sent = b""  # all that went out, for replaying
+        self.trust_key: TrustKey | None = (
+            None  # of the node, where this is a proxy that vouches for what it says
+        )
+        self.incarnation = ""  # of the node that introduced itself
         self._send: CipherState | None = None
         self._receive: CipherState | None = None
         self._wire = bytearray()
@@ -108,9 +114,18 @@ class RawLink:
         self.send_bytes(out)
 
     def say(self, *messages: m.Message, **fields: Any) -> None:
+        """Deliveries are vouched for, unless they say something of their own."""
         self.send_envelopes(
-            *(self.envelope(int(m.TYPE_OF[type(each)]), encode_body(each), **fields) for each in messages)
+            *(
+                self.envelope(int(m.TYPE_OF[type(each)]), encode_body(self._vouched(each)), **fields)
+                for each in messages
+            )
         )
+
+    def _vouched(self, message: m.Message) -> m.Message:
+        if isinstance(message, m.Deliver) and not message.trust and self.trust_key is not None:
+            return trusted(message, self.trust_key, self.them, self.incarnation, now_ms())
+        return message
 
     def say_body(self, number: int, body: Any, **fields: Any) -> None:
         """Any body under any type."""
@@ -132,7 +147,10 @@ class RawLink:
                     raw = bytes(self._stream[4:end])
                     del self._stream[:end]
                     _, number, *_, body = msgpack.unpackb(raw, raw=False)
-                    return msgspec.convert(body, m.CATALOGUE[m.MessageType(number)][0])
+                    message = msgspec.convert(body, m.CATALOGUE[m.MessageType(number)][0])
+                    if isinstance(message, m.Hello):
+                        self.incarnation = message.incarnation
+                    return message
             frame = self._take_frame(deadline)
             if frame is None:
                 return None
@@ -304,6 +322,7 @@ class RawProxy:
             ephemeral_private=os.urandom(32),
         )
         link = RawLink(sock, proxy_id, self._node_id)
+        link.trust_key = link_trust_key(key.psk)
         if psk is None:
             length = int.from_bytes(buffer[clear : clear + 2], "big")
             handshake.read_first(bytes(buffer[clear + 2 : clear + 2 + length]))

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 import trio
-from tests.support.postgres import Databases
+from tests.support.postgres import ALL_TENANTS, Databases
 
-from fairlead.proxy.store.db import Cursor, Db, Dialect
+from fairlead.proxy.store.db import Cursor, Db, Dialect, Engine
 from fairlead.proxy.store.postgres.engine import PostgresEngine
 from fairlead.proxy.store.postgres.migrate import migrate as migrate_postgres
 from fairlead.proxy.store.postgres.writer import PostgresReader, PostgresWriter
@@ -32,12 +32,15 @@ from fairlead.proxy.store.records import (
     Report,
     Settled,
 )
-from fairlead.proxy.store.sql import Engine, SqlStore
+from fairlead.proxy.store.seals import Seals
+from fairlead.proxy.store.sql import SqlStore
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
 from fairlead.runtime.sqlite import InlineWriter, ThreadWriter
 
 T = TypeVar("T")
+SECRET, SECRET_BEFORE = b"now" * 16, b"before" * 8
+SEALS = Seals(SECRET)
 STORES = ("sqlite thread", "sqlite inline", "postgres")
 T0 = 1_000_000  # now, where a test starts
 DEADLINE = T0 + 60_000
@@ -86,11 +89,15 @@ class ToldEngine:
     def shared(self) -> bool:
         return self._inner.shared
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self._inner.warnings
+
     async def write(self, job: Callable[[Db], T]) -> T:
         return await self._inner.write(lambda db: job(Told(db)))
 
-    async def read(self, job: Callable[[Db], T]) -> T:
-        return await self._inner.read(lambda db: job(Told(db)))
+    async def read(self, job: Callable[[Db], T], tenant: str | None = None) -> T:
+        return await self._inner.read(lambda db: job(Told(db)), tenant)
 
     def waiting(self) -> int:
         return self._inner.waiting()
@@ -117,14 +124,21 @@ class TwiceEngine(ToldEngine):
 class ContractStore(SqlStore):
     """The store under test, with a way to look behind it."""
 
-    def __init__(self, engine: Engine, owner: str) -> None:
-        super().__init__(engine, owner)
+    def __init__(self, engine: Engine, owner: str, seals: Seals = SEALS) -> None:
+        super().__init__(engine, owner, seals)
         self.engine = engine
 
     async def sql(self, text: str, *parameters: Any) -> list[Any]:
         def job(db: Db) -> list[Any]:
+            postgres = db.dialect.name == "postgres"
+            role = db.execute("SELECT current_setting('role')").fetchone() if postgres else ()
+            if postgres:  # as whoever logged in, who may do more than the proxy's own roles
+                db.execute("SET LOCAL ROLE NONE")
             cursor = db.execute(text, parameters)
-            return list(cursor.fetchall()) if cursor.description else []
+            found = list(cursor.fetchall()) if cursor.description else []
+            if postgres:
+                db.execute("SELECT set_config('role', ?, true)", role)
+            return found
 
         return await self.engine.write(job)
 
@@ -142,12 +156,13 @@ def contract_database(postgres: Databases) -> Iterator[tuple[str, Callable[[], N
     """One database for the whole session, and what empties it."""
     url = postgres.create_database()
     migrate_postgres(url)
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True, options=ALL_TENANTS) as connection:
         tables = [
             row[0]
             for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
             if row[0] != "fairlead_schema"
         ]
+        tables.sort(key=lambda name: name == "replay_guard_totals")  # triggers of another table write to it
         seeds = ("feature_flags", "agent_controls")
         for table in seeds:
             connection.execute(f"CREATE TABLE seed_of_{table} AS TABLE {table}")
@@ -182,7 +197,9 @@ async def open_store(store_kind: str, request: pytest.FixtureRequest, tmp_path: 
     opened: list[ContractStore] = []
     url = request.getfixturevalue("postgres_url") if store_kind == "postgres" else ""
 
-    async def open_again(owner: str = "A", *, own_clock: bool = False, twice: bool = False) -> ContractStore:
+    async def open_again(
+        owner: str = "A", *, own_clock: bool = False, twice: bool = False, seals: Seals = SEALS
+    ) -> ContractStore:
         engine: Engine
         if store_kind == "postgres":
             engine = await trio.to_thread.run_sync(open_postgres, url)
@@ -193,7 +210,8 @@ async def open_store(store_kind: str, request: pytest.FixtureRequest, tmp_path: 
             engine = TwiceEngine(engine)
         elif not own_clock:
             engine = ToldEngine(engine)
-        opened.append(ContractStore(engine, owner))
+        opened.append(ContractStore(engine, owner, seals))
+        await opened[-1].begin_seals(T0)
         return opened[-1]
 
     yield open_again

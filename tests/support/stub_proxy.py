@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import trio
+from tests.support.trust import key_of, trusted
 
 from fairlead.protocol import messages as m
 from fairlead.protocol.channel import Event, MessageReceived, ResponderChannel
@@ -45,6 +46,7 @@ class StubProxy:
         self.fleet_id = FLEET
         self.registry: Registry | None = None
         self._items: dict[str, Item] = {}
+        self._node = ("", "")  # id and incarnation of the node that introduced itself last
         self._numbers = itertools.count(1)
         self._came = trio.Event()
 
@@ -82,6 +84,7 @@ class StubProxy:
         message = event.message
         match message:
             case m.Hello():
+                self._node = (event.envelope.sender, message.incarnation)
                 self.send(
                     m.Welcome(
                         "proxy", self.fleet_id, "stub", self._heartbeat_interval_ms, self._node_timeout_ms,
@@ -131,7 +134,11 @@ class StubProxy:
             "timeout_ms": 60_000,
             "accepted_at_ms": now_ms,
         }
-        return m.Deliver(run_id=run_id, fence=fence, command=command, **{**fields, **more})
+        made = m.Deliver(run_id=run_id, fence=fence, command=command, **{**fields, **more})
+        if "trust" in more:
+            return made
+        node_id, incarnation = self._node
+        return trusted(made, key_of(self._secret, node_id), node_id, incarnation, now_ms)
 
     def all(self, kind: type[M]) -> list[M]:
         return [message for message, _ in self.got if isinstance(message, kind)]

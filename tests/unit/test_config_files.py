@@ -18,7 +18,7 @@ from fairlead.runtime.config import FAIRLEAD_NAMES, NOT_KEYS, WORKER_NAMES, envi
 from fairlead.runtime.config_model import Configuration, element_table_of, is_secret, table_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-COMMENTED_KEY = re.compile(r"^# ([a-z_]+ = .+)$", re.MULTILINE)
+COMMENTED_KEY = re.compile(r"^# ([a-z0-9_]+ = .+)$", re.MULTILINE)
 PROXY_SECRETS = {"SECURITY_PROXY_SECRET": SECRET, "RELIABILITY_OPS_KEYS": OPS_KEY}
 FILES = [
     pytest.param(ProxyConfig, "proxy.toml", id="proxy"),

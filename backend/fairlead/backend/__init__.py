@@ -14,5 +14,6 @@ and the registry's: link -> mirror -> inbox file -> link.
 
 from fairlead.backend.context import Context
 from fairlead.backend.handlers import Node, TransientFailure
+from fairlead.backend.signature import Secret
 
-__all__ = ["Context", "Node", "TransientFailure"]
+__all__ = ["Context", "Node", "Secret", "TransientFailure"]

@@ -35,6 +35,7 @@ from fairlead.protocol.keys import IdentityKey, Role, derive, identity_key
 from fairlead.protocol.limits import ENVELOPE_HEADER_BYTES_MAX
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.protocol.registry import Position, Registry, build, decode_item
+from fairlead.protocol.trust import TrustJudge, TrustKey, link_trust_key, shared_trust_key
 from fairlead.runtime.addresses import Destination, read_url
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
 from fairlead.runtime.marks import Marks
@@ -72,6 +73,24 @@ class NodeProcess:
         self._service = ServiceManager(world, environ)
         self._forget_registry = forget_registry
         self.links = Links()
+        self._trust: TrustJudge | None = None
+        self._callbacks: ResultCallbacks | None = None
+
+    def reload(self, config: NodeConfig) -> None:
+        """Take over the keys of a configuration that was read again; what else differs waits for a restart."""
+        if self._trust is None or config.sender_id != self.config.sender_id:
+            problem = "the node is still starting" if self._trust is None else "the node's id is another one"
+            self._observer.log.error("reload_refused", problems=problem, kept="the keys in force")
+            return
+        self._trust.rekey(_trust_keys(config), self._world.wall_ms())
+        for link in self.links:
+            link.rekey(_keys(config), self._trust.key_ids)
+        if self._callbacks is not None and config.worker.callback_secret is not None:
+            self._callbacks.rekey(config.worker.callback_secret)
+        self._observer.log.info(
+            "secrets_reloaded", keys=",".join(key.key_id.hex() for key in _keys(config)),
+            trust_keys=",".join(key_id.hex() for key_id in self._trust.key_ids),
+        )  # fmt: skip
 
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -94,15 +113,16 @@ class NodeProcess:
             lease_ms = await inbox.lease_ms()
         except (sqlite3.Error, Refused) as error:
             raise StartRefused(f"the inbox failed at the start: {error}") from error
+        trust = self._trust = _trust(config, incarnation)
         executor = Executor(
-            world, inbox, self._handlers.handlers, mirror, observer, self.links.report, isolation,
+            world, inbox, self._handlers.handlers, mirror, observer, self.links.report, isolation, trust,
             node_id=config.server_id, concurrent_max=config.worker.max_concurrent_tasks,
             queue_max=config.worker.max_queue_size, timeout_ms_max=config.worker.task_timeout_ms,
             value_bytes_max=config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX,
         )  # fmt: skip
         retention = Retention(config.control_ttl_millis, config.control_max_skew_millis, lease_ms)
-        self._build_links(incarnation, executor, inbox, mirror, retention)
-        callbacks = self._build_callbacks(inbox)
+        self._build_links(incarnation, executor, inbox, mirror, retention, trust.key_ids)
+        callbacks = self._callbacks = self._build_callbacks(inbox)
         health = NodeHealth(
             config, world, observer, executor, inbox, mirror, retention, self.links, incarnation,
             ReplayEndpoint(config.worker.auth_token, callbacks),
@@ -166,7 +186,13 @@ class NodeProcess:
             raise StartRefused(f"inbox {path}: {error}{hint}") from error
 
     def _build_links(
-        self, incarnation: str, executor: Executor, inbox: Inbox, mirror: Mirror, retention: Retention
+        self,
+        incarnation: str,
+        executor: Executor,
+        inbox: Inbox,
+        mirror: Mirror,
+        retention: Retention,
+        trust_key_ids: tuple[bytes, ...],
     ) -> None:
         config = self.config
         settings = LinkSettings(
@@ -181,6 +207,7 @@ class NodeProcess:
             config.reconnect_base_millis / 1000,
             config.reconnect_max_millis / 1000,
             dict(config.labels),
+            trust_key_ids,
         )  # fmt: skip
         offers = [self._handlers.handlers[name].item.canonical for name in sorted(self._handlers.handlers)]
         lock = trio.Lock()
@@ -278,6 +305,22 @@ def _keys(config: NodeConfig) -> tuple[IdentityKey, ...]:
     derived = [derive(secret, Role.NODE, config.sender_id, 0) for secret in secrets if secret is not None]
     given = [identity_key(key) for key in (config.key, config.key_previous) if key is not None]
     return (*derived, *given)
+
+
+def _trust_keys(config: NodeConfig) -> list[TrustKey]:
+    """Of the shared secrets, or where there are none of this node's own keys."""
+    secrets = config.security.trust_secrets
+    shared = [shared_trust_key(secret, config.sender_id) for secret in secrets]
+    return shared or [link_trust_key(key.psk) for key in _keys(config)]
+
+
+def _trust(config: NodeConfig, incarnation: str) -> TrustJudge:
+    """Whom deliveries are believed: who holds the shared secret, or where there is none a key of this node."""
+    return TrustJudge(
+        _trust_keys(config), config.sender_id, incarnation, config.security.token_ttl_millis,
+        config.control_max_skew_millis,
+        needs_token=config.enforce_proxy,
+    )  # fmt: skip
 
 
 async def _load_registry(inbox: Inbox) -> Registry | None:

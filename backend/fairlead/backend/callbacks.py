@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote
 
@@ -157,6 +157,10 @@ class ResultCallbacks:
         for outcome in ("taken", "retried", "dead"):
             self._outcomes.cell(outcome)
         metrics.computed("node_callbacks_dead", "Results given up as callbacks.", (), lambda: {(): self.dead})
+
+    def rekey(self, secret: bytes) -> None:
+        """Sign with another secret from now on."""
+        self._settings = replace(self._settings, secret=secret)
 
     async def run(self) -> None:
         """Send what is due whenever no link has been up for long enough, until cancelled."""

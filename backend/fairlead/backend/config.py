@@ -13,6 +13,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from fairlead.protocol.trust import TTL_MS_DEFAULT
 from fairlead.runtime.addresses import read_url
 from fairlead.runtime.config import load, read_private_file, read_text
 from fairlead.runtime.config_model import (
@@ -108,6 +109,27 @@ class Worker(Section):
         return None if self.tasks_auth_token is None else self.tasks_auth_token.get_secret_value()
 
 
+class Security(Section):
+    """[security]: whom deliveries are believed."""
+
+    internal_trust_shared_secret: Secret | None = None
+    """The proxies' security.internal_trust_shared_secret. Without: tokens are made under this node's own key."""
+    internal_trust_shared_secret_file: FileName | None = None
+    """A file (mode 600) with that secret, instead of internal_trust_shared_secret."""
+    internal_trust_shared_secret_previous: Secret | None = None
+    """The trust secret before the last rotation, still believed."""
+    internal_trust_shared_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous trust secret, instead of internal_trust_shared_secret_previous."""
+    token_ttl_millis: int = Field(TTL_MS_DEFAULT, ge=1_000, le=3_600_000)
+    """How long a trust token is believed after it was issued, at most, the difference of clocks aside."""
+
+    @property
+    def trust_secrets(self) -> tuple[bytes, ...]:
+        """The secrets that trust tokens are believed under, the current one first."""
+        given = (self.internal_trust_shared_secret, self.internal_trust_shared_secret_previous)
+        return tuple(secret for secret in map(decoded, given) if secret is not None)
+
+
 class Health(Section):
     """[health]: the node's own port."""
 
@@ -173,6 +195,7 @@ class NodeConfig(Configuration, ControlKeys):
     """Whether only what came through the proxy is served. False only in development."""
     require_authenticated_mode: bool = True
     """Whether every command needs its identity envelope. False only in development."""
+    security: Security = Security()
     worker: Worker = Worker()
     health: Health = Health()
     drain: Drain = Drain()
@@ -252,6 +275,13 @@ class NodeConfig(Configuration, ControlKeys):
                 paths = (f"{other_name}_previous", other_name, name)
                 found = other_previous.get_secret_value()
                 yield Finding(paths, found, f"is of another kind than {name}", f"use {name}_previous")
+        trust, trust_previous = (
+            self.security.internal_trust_shared_secret, self.security.internal_trust_shared_secret_previous,
+        )  # fmt: skip
+        if trust_previous is not None and (trust is None or decoded(trust) == decoded(trust_previous)):
+            name = "security.internal_trust_shared_secret"
+            message = "stands without a current one" if trust is None else "is the current secret too"
+            yield Finding((f"{name}_previous", name), trust_previous.get_secret_value(), message, "remove it")
         pairs = (
             (secret, self.proxy_secret_previous, "proxy_secret"),
             (key, self.node_key_previous, "node_key"),
@@ -279,7 +309,10 @@ def load_node_config(path: str, environ: Mapping[str, str]) -> NodeConfig:
         read_text(path),
         path,
         environ,
-        aliases={"TASKS_AUTH_TOKEN": ("worker", "tasks_auth_token")},
+        aliases={
+            "TASKS_AUTH_TOKEN": ("worker", "tasks_auth_token"),
+            "INTERNAL_TRUST_SHARED_SECRET": ("security", "internal_trust_shared_secret"),
+        },
         refused_prefixes=REFUSED_PREFIXES,
         read_file=read_private_file,
     )

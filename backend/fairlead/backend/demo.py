@@ -77,6 +77,19 @@ async def total(ctx: Context, key: str) -> dict[str, object]:
     return await ctx.transaction(read)
 
 
+@node.command("demo:reset", effect="transactional", requires_approval=True)
+async def reset(ctx: Context, key: str) -> dict[str, object]:
+    "Set a counter of this node back to zero; waits until somebody else approves."
+
+    def forget(db: Transaction) -> dict[str, object]:
+        db.execute("CREATE TABLE IF NOT EXISTS demo_counters (key TEXT PRIMARY KEY, total INTEGER NOT NULL)")
+        row = db.execute("SELECT total FROM demo_counters WHERE key = ?", (key,)).fetchone()
+        db.execute("DELETE FROM demo_counters WHERE key = ?", (key,))
+        return {"key": key, "was": row[0] if row else 0, "node": ctx.node_id}
+
+    return await ctx.transaction(forget)
+
+
 @node.command("demo:announce", effect="once")
 async def announce(ctx: Context, message: str) -> dict[str, object]:
     "Show a message on this node's page. Send it to `all`."

@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from fairlead.backend.context import Context, Transaction, TransactionMisused
-from fairlead.backend.decisions import FenceStale, RunCancelled
+from fairlead.backend.decisions import FenceStale, Refuse, RunCancelled
 from fairlead.backend.handlers import Handler, TransientFailure
 from fairlead.backend.inbox import Inbox
 from fairlead.backend.threads import HandlerThreads
@@ -56,6 +56,9 @@ class ActiveRun:
     phase: Phase = Phase.DECIDING
     fresh: bool = False  # the inbox held nothing of it
     cancelled: bool = False
+    expired: Refuse | None = (
+        None  # its trust token is too old, or not yet valid: what is known of it is told, no more
+    )
     execution: Execution | None = None
     scope: trio.CancelScope | None = None  # while its handler runs
     until_s: float = NEVER  # when it is interrupted

@@ -28,14 +28,15 @@ from fairlead.backend.isolation import CRASHES_MAX, Isolation
 from fairlead.backend.mirror import Mirror
 from fairlead.backend.threads import HandlerThreads
 from fairlead.protocol.messages import Cancel, Deliver, DeliveryRefused, Result
-from fairlead.protocol.reasons import Reason, Refused
+from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.protocol.schema import argument_problems
+from fairlead.protocol.trust import TrustJudge
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.world import World
 
 # Refusals that are ends: elsewhere the run would fare no better.
 ENDS_HERE: Final = (
-    Reason.SECURITY_MISSING_IDENTITY_ENVELOPE, Reason.HANDLER_KILLS_NODE, Reason.RUN_CANCELLED,
+    Reason.HANDLER_KILLS_NODE, Reason.RUN_CANCELLED,
 )  # fmt: skip
 STREAK_MAX: Final = 32  # handlers that never wait, executed in a row before others get a turn
 # What is reported, its correlation id, and the link that asked last (None: any).
@@ -68,6 +69,7 @@ class Executor:
         observer: Observer,
         report: Report,
         isolation: Isolation,
+        trust: TrustJudge,
         *,
         node_id: str,
         concurrent_max: int,
@@ -77,6 +79,7 @@ class Executor:
     ) -> None:
         self._world, self._inbox, self._handlers, self._mirror = world, inbox, handlers, mirror
         self._observer, self._report, self._isolation = observer, report, isolation
+        self._trust = trust
         self.threads = HandlerThreads(world, observer.metrics)
         self._around = Surroundings(world, inbox, observer, self.threads, node_id, value_bytes_max)
         self.concurrent_max, self.queue_max = concurrent_max, queue_max
@@ -155,29 +158,61 @@ class Executor:
             self._arrived = trio.Event()
             batch: list[ActiveRun] = []
             cancels: list[tuple[Cancel, str, object]] = []
+            disbelieved: list[tuple[ActiveRun, Reject]] = []
+            now_ms = self._world.wall_ms()
             while self._intake:
                 message, correlation_id, origin = self._intake.popleft()
                 if isinstance(message, Cancel):
                     if not self._cancel_active(message, origin):
                         cancels.append((message, correlation_id, origin))
-                elif not self._is_known(message, origin):
+                    continue
+                problem = self._trust.judge(message, now_ms)
+                if problem is not None and problem.reason is not Reason.SECURITY_TRUST_TOKEN_EXPIRED:
                     run = ActiveRun(message, correlation_id, message.fence, origin)
+                    disbelieved.append((run, problem))
+                elif not self._is_known(message, origin, problem):
+                    run = ActiveRun(message, correlation_id, message.fence, origin)
+                    run.expired = None if problem is None else Refuse(problem.reason, problem.detail)
                     self.active[message.run_id] = run
                     batch.append(run)
+            if disbelieved:
+                await self._disbelieve(disbelieved)
             if batch:
                 await self._decide(batch)
             for cancel in cancels:
                 await self._cancel(*cancel)
             self._say_if_idle()
 
-    def _is_known(self, delivery: Deliver, origin: object) -> bool:
+    def _is_known(self, delivery: Deliver, origin: object, problem: Reject | None) -> bool:
         """Already in this process: only its fence may move, and who is answered. Said again, it is not done again."""
         known = self.active.get(delivery.run_id)
         if known is None:
             return False
+        if problem is not None:
+            self._observer.refused(problem.reason, problem.detail, run=delivery.run_id)
+            return True
         if delivery.fence >= known.fence:
             known.fence, known.origin = delivery.fence, origin
         return True
+
+    async def _disbelieve(self, runs: list[tuple[ActiveRun, Reject]]) -> None:
+        """What no proxy of this fleet can have meant leaves no trace here and changes nothing. Of a run that this node
+        knows nothing is said: whoever asks for it properly is answered. Any other one is told to have failed, so that
+        nobody waits for it; that is not kept, for somebody else may choose the run's name."""
+        now_ms = self._world.wall_ms()
+        try:
+            known = await self._inbox.known([run.delivery.run_id for run, _ in runs])
+        except Exception as error:  # nothing is known, so nothing is said
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"inbox: {error}")
+            known = {run.delivery.run_id for run, _ in runs}
+        for run, why in runs:
+            run_id = run.delivery.run_id
+            self._observer.refused(
+                why.reason, why.detail, run=run_id, correlation_id=run.correlation_id, level="error"
+            )
+            self._refused.inc()
+            if run_id not in known and run_id not in self.active:
+                self._report(run.failed(why.reason, why.detail, now_ms), run.correlation_id, run.origin)
 
     async def _decide(self, batch: list[ActiveRun]) -> None:
         now_ms = self._world.wall_ms()
@@ -215,8 +250,8 @@ class Executor:
         delivery = run.delivery
         if run.cancelled:
             return Refuse(Reason.RUN_CANCELLED, NEVER_STARTED)
-        if delivery.identity is None:
-            return Refuse(Reason.SECURITY_MISSING_IDENTITY_ENVELOPE, "no identity with the delivery")
+        if run.expired is not None:
+            return run.expired
         if self.switches.paused:
             return Refuse(Reason.BRIDGE_PAUSED, "")
         if self.switches.draining:

@@ -95,6 +95,10 @@ class Inbox:
 
         return await self._writer.submit(job)
 
+    async def known(self, run_ids: Sequence[str]) -> set[str]:
+        """Those of these runs of which the inbox holds anything."""
+        return await self._writer.submit(lambda db: set(_rows(db, run_ids)))
+
     async def start(self, delivery: Deliver, now_ms: int) -> None:
         """Record durably that a `once` command begins. After this, nobody re-runs it."""
 

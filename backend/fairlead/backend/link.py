@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -59,6 +59,7 @@ class LinkSettings:
     backoff_base_s: float
     backoff_max_s: float
     labels: dict[str, str]
+    trust_key_ids: tuple[bytes, ...] = ()
 
 
 class Siblings(Protocol):
@@ -97,6 +98,8 @@ class ProxyLink:
         self._welcome: m.Welcome | None = None
         self._started_at_ms = world.wall_ms()
         self._key_index = 0
+        self._key_id = b""  # of the link that stands
+        self._dial_now = False
         self._stopping = False
         self._beats: deque[tuple[int, int]] = deque(maxlen=16)  # (sequence, sent_at_ms)
         self._sequence = 0
@@ -138,6 +141,17 @@ class ProxyLink:
             if refused is not None:
                 self._observer.refused(refused.reason, refused.detail, correlation_id=correlation_id)
 
+    def rekey(self, keys: tuple[IdentityKey, ...], trust_key_ids: tuple[bytes, ...]) -> None:
+        """Prove other keys from now on. A link that stands under another than the current one ends, and is dialled
+        anew at once: what runs goes on, and is told over the next link."""
+        before = self._settings
+        self._settings = replace(before, keys=keys, trust_key_ids=trust_key_ids)
+        self._key_index = 0
+        if self._pump is None or (self._key_id == keys[0].key_id and trust_key_ids == before.trust_key_ids):
+            return
+        self._dial_now = True
+        self.end(Reason.LINK_CLOSED, "the node has other keys")
+
     def stop(self, detail: str) -> None:
         """End the link as intended and dial no more."""
         self._stopping = True
@@ -155,8 +169,11 @@ class ProxyLink:
             ended = await self._once()
             self.last_end = ended
             self._say_ended(ended)
-            if trio.current_time() - began >= LINK_HELD_S:
+            if trio.current_time() - began >= LINK_HELD_S or self._dial_now:
                 backoff.reset()
+            if self._dial_now:
+                self._dial_now = False
+                continue
             await trio.sleep(backoff.next_s(self._world.random_unit()))
 
     def _say_ended(self, ended: Reject) -> None:
@@ -202,7 +219,7 @@ class ProxyLink:
             if outcome.reason in (Reason.HANDSHAKE_CLOSED, Reason.HANDSHAKE_AUTH_FAILED):
                 self._key_index += 1  # The proxy may not have the new key yet, or no longer the old one.
             return Reject(outcome.reason, outcome.detail)
-        self._pump = pump
+        self._pump, self._key_id = pump, outcome.key_id
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
             nursery.start_soon(self._results_loop)
@@ -222,6 +239,7 @@ class ProxyLink:
             m.Hello(
                 self._incarnation, SOFTWARE, self._started_at_ms, self._share(),
                 self._mirror.position, self._settings.labels, self._executor.switches.draining,
+                self._settings.trust_key_ids,
             )
         )  # fmt: skip
         for message in announcements(self._announcements):

@@ -10,9 +10,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from fairlead.protocol.schema import Parameter
+from fairlead.protocol.schema import REDACTED, Parameter
 
 _SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+
+
+class Secret:
+    """Marks a parameter whose values nobody but the handler is shown: `password: Annotated[str, Secret]`."""
 
 
 class HandlerInvalid(TypeError):
@@ -27,6 +31,7 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
         raise HandlerInvalid(f"{name}: a handler's first parameter is the context, e.g. `def {name}(ctx)`")
     try:
         hints = typing.get_type_hints(function)
+        marked = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise HandlerInvalid(f"{name}: an annotation cannot be resolved: {error}") from error
     found = []
@@ -38,12 +43,23 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
         kind, nullable, choices = _schema(name, each.name, hints.get(each.name, Any))
         required = each.default is each.empty
         default = "" if required else _json(name, each.name, each.default)
-        found.append(Parameter(each.name, kind, required, nullable, choices, default))
+        secret = _is_secret(marked.get(each.name, Any))
+        if secret and default not in ("", "null", '""'):
+            default = f'"{REDACTED}"'
+        found.append(Parameter(each.name, kind, required, nullable, choices, default, secret))
     return tuple(found)
 
 
 def description_of(function: Callable[..., Any]) -> str:
     return inspect.getdoc(function) or ""
+
+
+def _is_secret(hint: Any) -> bool:
+    """Whether it is marked, itself or something in it: `Annotated[str, Secret] | None` is, too."""
+    marks = getattr(hint, "__metadata__", ())
+    return any(mark is Secret or isinstance(mark, Secret) for mark in marks) or any(
+        _is_secret(each) for each in get_args(hint)
+    )
 
 
 def _schema(function: str, parameter: str, hint: Any) -> tuple[str, bool, tuple[str, ...]]:

@@ -70,6 +70,7 @@ class Hello(Message, frozen=True, array_like=True):
     registry: Position
     labels: Labels = {}
     draining: bool = False
+    trust_key_ids: tuple[bytes, ...] = ()  # of the keys it believes trust tokens under
 
 
 class Welcome(Message, frozen=True, array_like=True):
@@ -198,13 +199,20 @@ class RegistryNack(Message, frozen=True, array_like=True):
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
-    """On whose behalf a run executes (runbook 002's identity envelope)."""
+    """On whose behalf a run executes (runbook 002's identity envelope).
+
+    `subject_type`: human, service, agent, or anonymous. `tenant` "": bound to none. `auth`: how it was proven
+    (key:ID, jwt, signature:ID, link, open). `reads`: whose runs it may look at: self, tenant, any."""
 
     principal: Name
     subject_type: Name = "service"
     roles: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     tenant: Name = ""
+    session: Name = ""
+    auth: Name = ""
+    reads: Name = "any"
+    email: Name = ""
 
 
 class Deliver(Message, frozen=True, array_like=True):
@@ -223,6 +231,7 @@ class Deliver(Message, frozen=True, array_like=True):
     accepted_at_ms: Count
     retry: bool = False  # the last attempt failed and that failure is settled: execute again
     correlation_id: Name = ""  # where several share an envelope; else the envelope's own
+    trust: bytes = b""  # proof that a proxy of the fleet means this very delivery: see `trust`
 
 
 class Result(Message, frozen=True, array_like=True):

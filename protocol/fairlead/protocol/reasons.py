@@ -139,6 +139,14 @@ class Reason(enum.StrEnum):
     DLQ_NODE_PAUSED = "DLQ_NODE_PAUSED"
     DLQ_REPLAY_OFF = "DLQ_REPLAY_OFF"
     DLQ_REPLAY_STOPPED = "DLQ_REPLAY_STOPPED"
+    APPROVAL_UNKNOWN = "APPROVAL_UNKNOWN"
+    APPROVAL_OWN = "APPROVAL_OWN"
+    APPROVAL_AGENT_FORBIDDEN = "APPROVAL_AGENT_FORBIDDEN"
+    APPROVAL_ALREADY_VOTED = "APPROVAL_ALREADY_VOTED"
+    APPROVAL_PLAN_CHANGED = "APPROVAL_PLAN_CHANGED"
+    APPROVAL_REJECTED = "APPROVAL_REJECTED"
+    HITL_TIMEOUT_FAIL_CLOSED = "hitl_timeout_fail_closed"
+    HITL_TERMINAL_STATE_IMMUTABLE = "hitl_terminal_state_immutable"
     CIRCUIT_OPEN = "CIRCUIT_OPEN"
     LEASE_TAKEN_OVER = "LEASE_TAKEN_OVER"
     RUN_ID_TAKEN = "RUN_ID_TAKEN"
@@ -186,6 +194,7 @@ class Reason(enum.StrEnum):
     RELAY_IDLE_TIMEOUT = "RELAY_IDLE_TIMEOUT"
     # -- ops
     UNAUTHENTICATED = "UNAUTHENTICATED"
+    OPS_RATE_LIMITED = "OPS_RATE_LIMITED"
     ROUTE_UNKNOWN = "ROUTE_UNKNOWN"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     QUERY_INVALID = "QUERY_INVALID"
@@ -200,7 +209,44 @@ class Reason(enum.StrEnum):
     CALLBACK_SIGNATURE_INVALID = "CALLBACK_SIGNATURE_INVALID"
     CALLBACK_TIMESTAMP_INVALID = "CALLBACK_TIMESTAMP_INVALID"
     SCOPE_MISSING = "SCOPE_MISSING"
+    CREDENTIALS_AMBIGUOUS = "CREDENTIALS_AMBIGUOUS"
+    OPERATOR_KEY_EXPIRED = "OPERATOR_KEY_EXPIRED"
+    OPERATOR_KEY_REVOKED = "OPERATOR_KEY_REVOKED"
+    OPERATOR_KEYS_UNAVAILABLE = "OPERATOR_KEYS_UNAVAILABLE"
+    OPERATOR_KEY_UNKNOWN = "OPERATOR_KEY_UNKNOWN"
+    OPERATOR_KEY_LIMIT = "OPERATOR_KEY_LIMIT"
+    SECRET_IN_USE = "SECRET_IN_USE"
+    JWT_MALFORMED = "JWT_MALFORMED"
+    JWT_TOO_LARGE = "JWT_TOO_LARGE"
+    JWT_DUPLICATE_NAMES = "JWT_DUPLICATE_NAMES"
+    JWT_TOO_DEEP = "JWT_TOO_DEEP"
+    JWT_ALGORITHM_REFUSED = "JWT_ALGORITHM_REFUSED"
+    JWT_KEY_UNKNOWN = "JWT_KEY_UNKNOWN"
+    JWT_SIGNATURE_INVALID = "JWT_SIGNATURE_INVALID"
+    JWT_EXPIRED = "JWT_EXPIRED"
+    JWT_NOT_YET_VALID = "JWT_NOT_YET_VALID"
+    JWT_ISSUER_WRONG = "JWT_ISSUER_WRONG"
+    JWT_AUDIENCE_WRONG = "JWT_AUDIENCE_WRONG"
+    JWT_CLAIM_MISSING = "JWT_CLAIM_MISSING"
+    JWT_CLAIM_INVALID = "JWT_CLAIM_INVALID"
+    JWKS_UNAVAILABLE = "JWKS_UNAVAILABLE"
+    SIGNATURE_MISSING = "SIGNATURE_MISSING"
+    SIGNATURE_MALFORMED = "SIGNATURE_MALFORMED"
+    SIGNATURE_KEY_UNKNOWN = "SIGNATURE_KEY_UNKNOWN"
+    SIGNATURE_INVALID = "SIGNATURE_INVALID"
+    SIGNATURE_TIMESTAMP_INVALID = "SIGNATURE_TIMESTAMP_INVALID"
+    SECURITY_REPLAY_DETECTED = "security_replay_detected"
+    SECURITY_REPLAY_GUARD_UNAVAILABLE = "security_replay_guard_unavailable"
+    SECURITY_TENANT_MISMATCH = "security_tenant_mismatch"
+    SECURITY_READ_TENANT_MISMATCH = "security_read_tenant_mismatch"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     SECURITY_MISSING_IDENTITY_ENVELOPE = "security_missing_identity_envelope"
+    SECURITY_MISSING_INTERNAL_TRUST_CONTEXT = "security_missing_internal_trust_context"
+    SECURITY_TRUST_TOKEN_INVALID = "security_trust_token_invalid"
+    SECURITY_TRUST_TOKEN_EXPIRED = "security_trust_token_expired"
+    SECURITY_SEAL_INVALID = "security_seal_invalid"
+    SECURITY_AUDIT_CHAIN_BROKEN = "security_audit_chain_broken"
+    AUDIT_FILE_UNWRITABLE = "AUDIT_FILE_UNWRITABLE"
     # -- from outside
     UNKNOWN_REASON = "UNKNOWN_REASON"
 
@@ -449,6 +495,22 @@ TRAITS: dict[Reason, Traits] = {
         _F.DISPATCH, _R, 409, "replay is turned off", "Turn the worker on (reliability.dlq_replay_worker_enabled) and the flag dlq.replay.enabled, and the kill switch off."),
     Reason.DLQ_REPLAY_STOPPED: _row(
         _F.DISPATCH, _B, 409, "the replay stopped before this record's turn: too many of those before it failed", "Look at the failures of the replay, mend the cause, and ask for a new one."),
+    Reason.APPROVAL_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no approval has this id", "`fairlead ctl approvals list` shows them. They go with their run once its retention is over."),
+    Reason.APPROVAL_OWN: _row(
+        _F.DISPATCH, _B, 403, "nobody approves what they asked for, or what executes on their behalf", "Ask somebody else who has the scope approve. You may take it back: `fairlead ctl approvals reject`."),
+    Reason.APPROVAL_AGENT_FORBIDDEN: _row(
+        _F.DISPATCH, _B, 403, "an agent does not approve", "A person, or a service that speaks for one, decides. Agents may ask, and take back what they asked for."),
+    Reason.APPROVAL_ALREADY_VOTED: _row(
+        _F.DISPATCH, _B, 409, "this principal has one vote, and it is cast", "Nothing to do; others decide the rest. What was asked for can be taken back by whoever asked."),
+    Reason.APPROVAL_PLAN_CHANGED: _row(
+        _F.DISPATCH, _B, 409, "what would execute is not what was shown", "Read it again (`fairlead ctl approvals show`) and quote its plan_hash; where the command or the dead letters changed, ask for it anew."),
+    Reason.APPROVAL_REJECTED: _row(
+        _F.DISPATCH, _B, 409, "somebody who was asked to approve it said no", "The approval says who, and why. If it is wanted after all, submit it again, changed accordingly."),
+    Reason.HITL_TIMEOUT_FAIL_CLOSED: _row(
+        _F.DISPATCH, _B, 409, "nobody approved it in time, so it does not execute", "Submit a new request, and tell whoever approves (`fairlead ctl approvals list`). It is not replayed. approvals.timeout_s is the time they have."),
+    Reason.HITL_TERMINAL_STATE_IMMUTABLE: _row(
+        _F.DISPATCH, _B, 409, "it is decided, and that does not change", "Read the decision (`fairlead ctl approvals show`). For another one, submit a new request."),
     Reason.CIRCUIT_OPEN: _row(
         _F.DISPATCH, _R, 503, "half of the node's last runs failed for passing reasons, so others are preferred for a moment", "Look at what its handlers wait for. It is tried again with one run by itself; what is meant for it still goes there."),
     Reason.LEASE_TAKEN_OVER: _row(
@@ -547,8 +609,17 @@ TRAITS: dict[Reason, Traits] = {
     Reason.RELAY_IDLE_TIMEOUT: _row(
         _F.EDGE, _R, 408, "nothing moved on the connection in time", "Nothing to do, or raise limits.tcp_idle_timeout_s."),
     # -- ops
+    Reason.SECURITY_AUDIT_CHAIN_BROKEN: _row(
+        _F.SECURITY, _B, 500, "the audit trail in the database does not follow from what was seen of it before",
+        "Rows were changed, removed or put there, or the database was restored. Keep the audit file, find out with `fairlead ctl audit export` and `verify`; no checkpoint is signed until the next start."),
+    Reason.AUDIT_FILE_UNWRITABLE: _row(
+        _F.OPS, _R, 503, "the audit file cannot be written",
+        "Make room on its disk, or let the proxy write there (audit.file). Nothing is lost: it catches up from the database."),
+    Reason.OPS_RATE_LIMITED: _row(
+        _F.OPS, _R, 429, "too many operators' calls from this caller and address",
+        "Retry after the time given; RELIABILITY_OPS_RATE_MAX and _WINDOW_MS bound it. Clear it: `fairlead ctl rate-limits clear ops:`."),
     Reason.UNAUTHENTICATED: _row(
-        _F.OPS, _B, 401, "no valid operator key", "Send x-ops-key: one of reliability.ops_keys (for the demo: `. data/demo.env`)."),
+        _F.OPS, _B, 401, "nothing that says who calls", "Send x-ops-key, a key of reliability.ops_keys (for the demo: `. data/demo.env`) or one of `fairlead ctl keys create`; or a token as Authorization: Bearer."),
     Reason.ROUTE_UNKNOWN: _row(_F.OPS, _B, 404, "no such endpoint", "See /openapi.json."),
     Reason.METHOD_NOT_ALLOWED: _row(_F.OPS, _B, 405, "the endpoint does not take that method", "See the Allow header."),
     Reason.QUERY_INVALID: _row(_F.OPS, _B, 400, "a query parameter is malformed", "Read the detail."),
@@ -574,11 +645,116 @@ TRAITS: dict[Reason, Traits] = {
     Reason.CALLBACK_TIMESTAMP_INVALID: _row(
         _F.SECURITY, _B, 401, "the callback was signed too long ago or ahead of time",
         "Mend the sender's clock (NTP). A repeated one is a replay; WORKER_CALLBACK_SIGNATURE_TOLERANCE_SEC bounds it."),
+    Reason.CREDENTIALS_AMBIGUOUS: _row(
+        _F.SECURITY, _B, 401, "the request names its caller twice",
+        "Send one x-ops-key, or one Authorization: Bearer, and not both; look for a proxy in between that adds one."),
+    Reason.OPERATOR_KEY_EXPIRED: _row(
+        _F.SECURITY, _B, 401, "the operator key has expired",
+        "Make another one: `fairlead ctl keys create` with an admin's key."),
+    Reason.OPERATOR_KEY_REVOKED: _row(
+        _F.SECURITY, _B, 401, "the operator key was revoked",
+        "Who still uses it? The audit trail says who revoked it. Make another one with `fairlead ctl keys create`."),
+    Reason.OPERATOR_KEYS_UNAVAILABLE: _row(
+        _F.OPS, _R, 503, "who was revoked meanwhile is not known, so no stored operator key counts",
+        "Restore the store. A key of reliability.ops_keys works meanwhile."),
+    Reason.OPERATOR_KEY_UNKNOWN: _row(
+        _F.OPS, _B, 404, "no operator key has this id",
+        "`fairlead ctl keys list` shows their ids. Keys of the configuration have none: take them out there."),
+    Reason.OPERATOR_KEY_LIMIT: _row(
+        _F.OPS, _B, 409, "there are as many operator keys as this proxy holds",
+        "Revoke what is not used (`fairlead ctl keys list` shows the last use); a revoked one goes 30 days later."),
+    Reason.SECRET_IN_USE: _row(
+        _F.OPS, _B, 409, "taking this secret away would strand whoever is named",
+        "Give them the current one (`fairlead secret rotate status` names them), then finish. With --force they are cut off, and the audit trail says so."),
+    Reason.JWT_MALFORMED: _row(
+        _F.SECURITY, _B, 401, "the bearer token is no signed JWT",
+        "Three parts in base64url without padding, header and claims as JSON objects, no `crit`. Encrypted tokens are not taken."),
+    Reason.JWT_TOO_LARGE: _row(
+        _F.SECURITY, _B, 401, "the bearer token is too large",
+        "At most 8 KiB. Have the issuer leave out claims that nobody here reads."),
+    Reason.JWT_DUPLICATE_NAMES: _row(
+        _F.SECURITY, _B, 401, "the bearer token has a name twice in its header or claims",
+        "Two readers could take it for different tokens. Treat as an attack, or mend the issuer."),
+    Reason.JWT_TOO_DEEP: _row(
+        _F.SECURITY, _B, 401, "the bearer token nests too deeply",
+        "Treat as an attack, or have the issuer leave out such claims."),
+    Reason.JWT_ALGORITHM_REFUSED: _row(
+        _F.SECURITY, _B, 401, "the bearer token names an algorithm that is not configured",
+        "HS256 with jwt.hs256_secret, and what jwt.algorithms lists with jwt.jwks_url; never `none`. Treat as an attack if your issuer did not make it."),
+    Reason.JWT_KEY_UNKNOWN: _row(
+        _F.SECURITY, _B, 401, "the bearer token is signed with a key that the issuer does not publish",
+        "Was the issuer's key rotated? Compare the token's kid with what jwt.jwks_url answers; weak keys in it are not taken, the log says which."),
+    Reason.JWT_SIGNATURE_INVALID: _row(
+        _F.SECURITY, _B, 401, "the bearer token's signature does not fit",
+        "Another secret or issuer signed it, or it was changed. Treat as an attack if it recurs."),
+    Reason.JWT_EXPIRED: _row(
+        _F.SECURITY, _B, 401, "the bearer token has expired",
+        "Ask the issuer for another one; if it is new, compare the clocks (NTP)."),
+    Reason.JWT_NOT_YET_VALID: _row(
+        _F.SECURITY, _B, 401, "the bearer token is not valid yet",
+        "Compare the clocks of issuer and proxy (NTP); jwt.leeway_s bounds the difference."),
+    Reason.JWT_ISSUER_WRONG: _row(
+        _F.SECURITY, _B, 401, "the bearer token is of another issuer",
+        "It must be jwt.issuer, to the letter."),
+    Reason.JWT_AUDIENCE_WRONG: _row(
+        _F.SECURITY, _B, 401, "the bearer token is meant for somebody else",
+        "Ask the issuer for a token with jwt.audience in aud."),
+    Reason.JWT_CLAIM_MISSING: _row(
+        _F.SECURITY, _B, 401, "the bearer token lacks a claim that is needed",
+        "iss, aud, exp and sub are always needed; a role too, unless jwt.default_role is set."),
+    Reason.JWT_CLAIM_INVALID: _row(
+        _F.SECURITY, _B, 401, "a claim of the bearer token is not what it must be",
+        "The detail names the claim. Compare [jwt] with what the issuer puts into its tokens."),
+    Reason.JWKS_UNAVAILABLE: _row(
+        _F.OPS, _R, 503, "the issuer's keys cannot be fetched, so no token of theirs is believed",
+        "Look at the log for jwt.jwks_url: name, certificate, network. Operator keys work meanwhile."),
+    Reason.SIGNATURE_MISSING: _row(
+        _F.SECURITY, _B, 401, "the request is not signed",
+        "Send x-signature; `fairlead sign` makes it with DISPATCH_HMAC_SECRET."),
+    Reason.SIGNATURE_MALFORMED: _row(
+        _F.SECURITY, _B, 401, "the request's signature cannot be read",
+        "One header, x-signature or X-Transbot-Signature, as `fairlead sign` prints it. Given twice it has no meaning."),
+    Reason.SIGNATURE_KEY_UNKNOWN: _row(
+        _F.SECURITY, _B, 401, "the request is signed with a secret that is neither current nor previous",
+        "Compare `fairlead secret fingerprint` on both sides; give the caller the current dispatch.hmac_secret."),
+    Reason.SIGNATURE_INVALID: _row(
+        _F.SECURITY, _B, 401, "the signature is not of this request",
+        "Something changed what was signed (method, path, query, body), or it was forged. Sign exactly what is sent."),
+    Reason.SIGNATURE_TIMESTAMP_INVALID: _row(
+        _F.SECURITY, _B, 401, "the request was signed too long ago, or ahead of our time",
+        "Mend the caller's clock (NTP); sign at the moment of sending. DISPATCH_MAX_SKEW_MS bounds it."),
     Reason.SCOPE_MISSING: _row(
         _F.SECURITY, _B, 403, "the caller does not have the scope that this takes",
         "Grant it (`scopes` of the application's [[clients]] table), or do not ask."),
+    Reason.SECURITY_REPLAY_DETECTED: _row(
+        _F.SECURITY, _B, 409, "a request with this nonce was taken before",
+        "Sign anew for each request. If nobody sent it twice, somebody recorded it: find out where. Never replay a key blindly."),
+    Reason.SECURITY_REPLAY_GUARD_UNAVAILABLE: _row(
+        _F.SECURITY, _R, 503, "whether the request is a replay cannot be told, so it is refused",
+        "Look at the store (`fairlead ctl health`); if DISPATCH_MAX_NONCES is reached, raise it. Never turn the guard off."),
+    Reason.SECURITY_TENANT_MISMATCH: _row(
+        _F.SECURITY, _B, 403, "the caller is bound to another tenant, or the act concerns all of them",
+        "Act on the tenant of the key or token; what concerns the whole fleet needs a caller that is bound to none."),
+    Reason.SECURITY_READ_TENANT_MISMATCH: _row(
+        _F.SECURITY, _B, 403, "the caller may not read what belongs to another tenant",
+        "Check the caller's tenant and read scope (self, tenant, any); if many are refused, what issues identities."),
+    Reason.PERMISSION_DENIED: _row(
+        _F.SECURITY, _B, 403, "the caller lacks the permission that the command asks for",
+        "Grant the command's permission (`fairlead ctl commands`) as a scope of the caller, or do not ask."),
     Reason.SECURITY_MISSING_IDENTITY_ENVELOPE: _row(
         _F.SECURITY, _B, 401, "the delivery carries no identity", "Inject the identity envelope at the proxy, then submit again."),
+    Reason.SECURITY_MISSING_INTERNAL_TRUST_CONTEXT: _row(
+        _F.SECURITY, _B, 401, "the delivery carries no trust token",
+        "The proxy adds the signed token itself: bring it to the node's version. If it is, treat as an attack."),
+    Reason.SECURITY_TRUST_TOKEN_INVALID: _row(
+        _F.SECURITY, _B, 401, "the delivery's trust token is not of this delivery, or not of this fleet",
+        "Is security.internal_trust_shared_secret set on both sides, and the same (`fairlead secret fingerprint`)? If so, treat as an attack."),
+    Reason.SECURITY_TRUST_TOKEN_EXPIRED: _row(
+        _F.SECURITY, _B, 401, "the delivery's trust token is too old, or ahead of the node's time",
+        "The run is delivered again with a new one. If it recurs, compare the clocks of proxy and node (NTP)."),
+    Reason.SECURITY_SEAL_INVALID: _row(
+        _F.SECURITY, _B, 409, "what is stored is not what a proxy of this fleet wrote",
+        "Somebody wrote to the database: find out who. After a deliberate restore or a lost secret: `fairlead seals check`, then `fairlead seals adopt`."),
     # -- from outside
     Reason.UNKNOWN_REASON: _row(
         _F.OPS, _B, 500, "a reason this version does not know", "A newer peer; read its text in the detail. Not retried."),

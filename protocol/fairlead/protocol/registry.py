@@ -74,6 +74,9 @@ class Descriptor(msgspec.Struct, frozen=True, array_like=True):
         return self.name.partition(":")[0]
 
 
+PARAMETERS_AT: Final = Descriptor.__struct_fields__.index("parameters")
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A descriptor with the bytes it is known by."""
@@ -85,7 +88,10 @@ class Item:
 
 def canonical_item(descriptor: Descriptor) -> Item:
     """The one encoding of a descriptor: positional msgpack, no maps, so nothing can be ordered two ways."""
-    raw: bytes = msgpack.packb(msgspec.to_builtins(descriptor), use_bin_type=True)
+    fields = list(msgspec.to_builtins(descriptor))
+    # What came later and is not used is left out, so that the same command has the same digest in every version.
+    fields[PARAMETERS_AT] = [each if each[-1] else each[:-1] for each in fields[PARAMETERS_AT]]
+    raw: bytes = msgpack.packb(fields, use_bin_type=True)
     return Item(descriptor, raw, hashlib.blake2b(raw, digest_size=32).digest())
 
 

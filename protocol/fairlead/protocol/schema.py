@@ -8,6 +8,7 @@ checks again before it executes. Types are few and have one spelling each:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -19,10 +20,13 @@ from fairlead.protocol.limits import ARGUMENT_DEPTH_MAX
 _SCALARS: Final = ("any", "boolean", "integer", "number", "string", "object", "array")
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
 PROBLEMS_MAX: Final = 20
+REDACTED: Final = "[redacted]"
+AUDITED_CHARS_MAX: Final = 200
 
 
 class Parameter(msgspec.Struct, frozen=True, array_like=True):
-    """One argument. `default_json` is shown to people; the handler itself supplies the value."""
+    """One argument. `default_json` is shown to people; the handler itself supplies the value. `secret`: nobody but
+    the handler is shown a value of it."""
 
     name: str
     type: str = "any"
@@ -30,6 +34,7 @@ class Parameter(msgspec.Struct, frozen=True, array_like=True):
     nullable: bool = False
     choices_json: tuple[str, ...] = ()
     default_json: str = ""
+    secret: bool = False  # left out of the canonical encoding where false, as it came later
 
 
 def type_is_known(name: str) -> bool:
@@ -70,6 +75,26 @@ def argument_problems(parameters: Sequence[Parameter], arguments: Mapping[str, A
             if encoded not in parameter.choices_json:
                 problems.append(f"{parameter.name}: must be one of {', '.join(parameter.choices_json)}")
     return problems[:PROBLEMS_MAX]
+
+
+def redacted(parameters: Sequence[Parameter] | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as people may see them. `None`: the schema is not known any more, and so nothing is shown."""
+    open_ones = {each.name for each in parameters or () if not each.secret}
+    return {name: value if name in open_ones else REDACTED for name, value in arguments.items()}
+
+
+def audited(parameters: Sequence[Parameter], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as the audit trail keeps them: secrets redacted, and what the schema says nothing about as the
+    hash of its JSON, which shows whether two were the same."""
+    types = {each.name: each.type for each in parameters}
+    kept: dict[str, Any] = {}
+    for name, value in redacted(parameters, arguments).items():
+        if value == REDACTED or types.get(name) in ("boolean", "integer", "number", "string"):
+            kept[name] = value[:AUDITED_CHARS_MAX] if isinstance(value, str) else value
+        else:
+            encoded = msgspec.json.encode(value, order="deterministic")
+            kept[name] = f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+    return kept
 
 
 def _check(path: str, wanted: str, value: Any, depth: int, problems: list[str]) -> None:

@@ -31,16 +31,18 @@ from fairlead.proxy.assembly import (
     is_public_path,
     open_store,
     probe_disk,
+    proxy_event,
+    secrets_of,
 )
 from fairlead.proxy.config import ProxyConfig
 from fairlead.proxy.control.control import Control
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
 from fairlead.proxy.edge.http import LocalRoutes
 from fairlead.proxy.edge.listen import Edge
-from fairlead.proxy.ops.auth import OperatorKeys
 from fairlead.proxy.ops.checks import Checks
 from fairlead.proxy.ops.health import Health
 from fairlead.proxy.ops.ops import Ops
+from fairlead.proxy.secret_reload import SecretReload
 from fairlead.proxy.store.sql import SqlStore
 from fairlead.runtime.http.answer import answer_bytes
 from fairlead.runtime.http.message import problem
@@ -73,10 +75,14 @@ class Proxy:
         self._health: Health | None = None
         self.dispatcher: Dispatcher | None = None
         self.control: Control | None = None
-        self.keys: OperatorKeys = OperatorKeys(
-            [key.get_secret_value() for key in config.reliability.ops_keys],
-            config.reliability.ops_require_operator_key,
-        )
+        self._secrets: SecretReload | None = None
+
+    def reload(self, config: ProxyConfig) -> None:
+        """Take over the secrets of a configuration that was read again; what else differs waits for a restart."""
+        if self._secrets is None:
+            self._observer.log.error("reload_refused", problems="the proxy is still starting; ask again")
+        else:
+            self._secrets.ask(secrets_of(config))
 
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -96,10 +102,11 @@ class Proxy:
         world, observer, config = self._world, self._observer, self.config
         try:
             parts = await assemble(config, world, observer, store, owner)
+            await store.audit(proxy_event(config, world, "proxy_started", owner))
         except (sqlite3.Error, OSError, Refused) as error:
             raise StartRefused(f"the store failed at the start: {error}") from error
         control, dispatcher = parts.control, parts.dispatcher
-        self.dispatcher, self.control = dispatcher, control
+        self.dispatcher, self.control, self._secrets = dispatcher, control, parts.secrets
         later: dict[str, Ops] = {}
 
         async def public(request: Any) -> Any:
@@ -114,18 +121,24 @@ class Proxy:
         siblings = parts.siblings
         checks = Checks(
             config, control, dispatcher, store, edge, parts.replayer, parts.callbacks,
-            lambda: siblings is None or siblings.listening,
+            lambda: siblings is None or siblings.listening, parts.trail,
+            lambda: parts.chain.modes.observed_at(world.wall_ms()), world.wall_ms,
         )  # fmt: skip
         health = self._health = Health(checks.all(), world.wall_ms)
         later["ops"] = Ops(
-            world, observer, control, dispatcher, parts.apis, store, health, self.keys, edge.status,
+            world, observer, control, dispatcher, parts.apis, store, health, parts.chain, edge.status,
             lambda: probe_disk(Path(config.store.path).parent if not config.store.is_postgres else Path(".")),
-            open_reads=config.observability.open_reads, facts=facts(config),
+            facts=facts(config),
         )  # fmt: skip
         async with trio.open_nursery() as services:
             await services.start(dispatcher.run)
             services.start_soon(parts.replayer.run)
+            services.start_soon(parts.trail.run)
+            services.start_soon(parts.apis.denials.run)
+            services.start_soon(parts.secrets.run)
             await services.start(parts.callbacks.run)
+            services.start_soon(parts.chain.callers.run)
+            services.start_soon(parts.chain.run)
             if siblings is not None:
                 services.start_soon(siblings.run)
                 services.start_soon(
@@ -144,6 +157,15 @@ class Proxy:
                 await self._drain(health, dispatcher, edge, control, control_listener, later["ops"])
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
+        await self._say_stopped(store, owner)
+        await parts.trail.finish()
+
+    async def _say_stopped(self, store: SqlStore, owner: str) -> None:
+        try:
+            with trio.move_on_after(2.0, shield=True):
+                await store.audit(proxy_event(self.config, self._world, "proxy_stopped", owner))
+        except Exception as error:  # it stops all the same
+            self._observer.refused(Reason.STORE_UNAVAILABLE, f"audit of the stop: {error}", level="error")
 
     # -- serving
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 import ipaddress
 import os
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import SecretStr
+
 from fairlead.protocol.envelope import ChannelLimits
-from fairlead.protocol.keys import Role, fingerprint
-from fairlead.protocol.reasons import Refused, Reject
+from fairlead.protocol.keys import Role
+from fairlead.protocol.reasons import Reason, Refused, Reject
+from fairlead.protocol.registry import Item
+from fairlead.proxy.audit_trail import AuditSettings, AuditTrail
 from fairlead.proxy.config import ProxyConfig
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing, matches
 from fairlead.proxy.control.client_link import ClientLinks
@@ -23,6 +28,7 @@ from fairlead.proxy.control.control import Control
 from fairlead.proxy.control.nodes import NodeTable
 from fairlead.proxy.control.registry import restore
 from fairlead.proxy.control.settings import ClientGrant, ControlSettings
+from fairlead.proxy.dispatch.approvals import ApprovalSettings
 from fairlead.proxy.dispatch.callbacks import Callbacks, CallbackSettings
 from fairlead.proxy.dispatch.desk import Desk
 from fairlead.proxy.dispatch.dispatcher import Dispatcher, DispatchSettings
@@ -32,22 +38,46 @@ from fairlead.proxy.dispatch.retry import RetryPolicy
 from fairlead.proxy.dispatch.submit import SubmitLimits
 from fairlead.proxy.dispatch.upkeep import Retention
 from fairlead.proxy.edge.settings import Backend, EdgeConfig, EdgeLimits, ListenerConfig
+from fairlead.proxy.guard.access import Openings, permits
+from fairlead.proxy.guard.call_rates import CallRates
+from fairlead.proxy.guard.callers import Callers, SignedCallers, TokenIssuer
+from fairlead.proxy.guard.chain import Chain, NonceLimits
+from fairlead.proxy.guard.jwks import Jwks
+from fairlead.proxy.guard.modes import Mode, Modes
+from fairlead.proxy.guard.operator_keys import OperatorKeys
+from fairlead.proxy.guard.rotation import KeyUses, Kind, Pair, Secrets
+from fairlead.proxy.guard.tokens import TokenRules, shared_key
+from fairlead.proxy.ops.approvals_api import ApprovalsApi
 from fairlead.proxy.ops.callbacks_api import CallbacksApi
 from fairlead.proxy.ops.controls_api import ControlsApi
 from fairlead.proxy.ops.dead_letters_api import DeadLettersApi
+from fairlead.proxy.ops.denials import Denials
 from fairlead.proxy.ops.dispatch_api import DispatchApi
+from fairlead.proxy.ops.keys_api import KeysApi
 from fairlead.proxy.ops.ops import Apis
+from fairlead.proxy.ops.secrets_api import SecretsApi
+from fairlead.proxy.secret_reload import SecretReload
 from fairlead.proxy.siblings import Siblings
+from fairlead.proxy.store.db import Engine
+from fairlead.proxy.store.records import ApprovalTerms, AuditEvent
 from fairlead.proxy.store.schema import SchemaUnknown, StoreUnfit
-from fairlead.proxy.store.sql import Engine, SqlStore
+from fairlead.proxy.store.seals import Seals
+from fairlead.proxy.store.sql import SqlStore
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
+from fairlead.runtime.audit_chain import Signer
+from fairlead.runtime.config_model import decoded
+from fairlead.runtime.gcra import Limit
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.outbound import Outbound
+from fairlead.runtime.request_signing import signing_keys
+from fairlead.runtime.version import VERSION
 from fairlead.runtime.world import World
 
 UNLIMITED_BYTES = 1 << 62
 HOUR_MS = 3_600_000
+DISTRUSTED_SHOWN_MAX = 20
+STORE_FAILURES = (sqlite3.Error, OSError, Refused)
 
 
 class StartRefused(Exception):
@@ -79,7 +109,7 @@ async def open_store(
     """The configured store, its schema brought up to this version. Raises StartRefused."""
     shared = config.store.is_postgres
     engine = await (database.open(config, world, observer) if shared else _sqlite(config, world))
-    return SqlStore(engine, owner)
+    return SqlStore(engine, owner, Seals(config.security.secret, config.security.secret_previous))
 
 
 async def _sqlite(config: ProxyConfig, world: World) -> Engine:
@@ -137,6 +167,9 @@ class Parts:
     callbacks: Callbacks
     siblings: Siblings | None
     apis: Apis
+    chain: Chain
+    trail: AuditTrail
+    secrets: SecretReload
 
 
 class _Nodes:
@@ -159,6 +192,8 @@ async def assemble(
     config: ProxyConfig, world: World, observer: Observer, store: SqlStore, owner: str
 ) -> Parts:
     """Everything but what listens. Raises StartRefused."""
+    store.on_distrusted = partial(_distrusted, world, observer, store)
+    await store.begin_seals(world.wall_ms())
     stored = await store.load_registry(world.new_id())
     registry = restore(stored.fleet_id, stored.epoch, stored.generation, stored.descriptors)
     if isinstance(registry, Reject):
@@ -168,18 +203,29 @@ async def assemble(
     nodes = _Nodes(lambda: made["control"], dispatcher)
     bounds = submit_limits(config)
     grants, clients = node_grants(config), client_grants(config)
+    epochs = await store.key_epochs()
     keys = KeyRing(
         config.security.secret,
         config.security.secret_previous,
         config.security.secret_previous_expires_at_ms or 0,
-        await store.key_epochs(),
+        dict(epochs.epochs),
         lambda role, identity: any(
             matches(each, identity) for each in (grants if role is Role.NODE else clients)
         ),
+        epochs.distrusted,
+        epochs.whole,
+        config.security.trust_secrets,
     )
     settings = control_settings(config, grants)
     desk = Desk(
-        world, observer, dispatcher, dispatcher.waiters, lambda: registry.registry, nodes, bounds, store.owned
+        world,
+        observer,
+        dispatcher,
+        dispatcher.waiters,
+        lambda: registry.registry,
+        nodes,
+        bounds,
+        lambda run_ids, tenant, identity: store.bound_to(tenant).owned(run_ids, tenant, identity),
     )
     links = ClientLinks(
         world,
@@ -206,8 +252,9 @@ async def assemble(
         await store.node_overrides(), dispatcher, links,
     )  # fmt: skip
     replayer = Replayer(
-        world, observer, store, dispatcher, replay_controls(config), lambda node: _takes(dispatcher, node)
-    )
+        world, observer, store, dispatcher, replay_controls(config), lambda node: _takes(dispatcher, node),
+        lambda command: _terms(bounds, registry.registry.get(command)),
+    )  # fmt: skip
     outbound = Outbound(world, config.worker.callback_allowed_hosts)
     callbacks = Callbacks(
         world, observer,
@@ -217,28 +264,166 @@ async def assemble(
         ),
         store, outbound.post,
     )  # fmt: skip
-    siblings = Siblings(observer, store, control, dispatcher, owner) if store.shared else None
+    uses = KeyUses(world.wall_ms())
+    callers = make_callers(config, world, observer, store, uses)
+    await callers.refresh()
+    chain = make_chain(config, world, observer, store, callers)
+    await chain.rates.load()
+    siblings = (
+        Siblings(observer, store, control, dispatcher, owner, callers.refresh, chain.rates.clear)
+        if store.shared
+        else None
+    )
+    trail = audit_trail(config, world, observer, store, stored.fleet_id)
+    callbacks_api = CallbacksApi(
+        world, observer, dispatcher, store, callbacks, config.worker.callback_secrets,
+        config.worker.callback_signature_tolerance_sec, config.dispatch.body_bytes_max, uses,
+    )  # fmt: skip
+    secrets = SecretReload(
+        world, observer, secrets_of(config), control, store, callers, callbacks, callbacks_api, trail, uses
+    )
     apis = Apis(
         DispatchApi(
             world, observer, dispatcher, store, lambda: registry.registry, nodes, bounds,
             config.dispatch.body_bytes_max, config.dispatch.wait_max_s,
         ),
         DeadLettersApi(
-            world, observer, store, dispatcher, replayer, config.reliability.dlq_replay_rate_max,
-            config.reliability.dlq_replay_rate_window_ms,
+            world, observer, store, dispatcher, replayer, lambda: registry.registry, bounds,
+            Limit(config.reliability.dlq_replay_rate_max, config.reliability.dlq_replay_rate_window_ms),
         ),
-        ControlsApi(world, observer, store, dispatcher),
-        CallbacksApi(
-            world, observer, dispatcher, store, callbacks, config.worker.callback_secrets,
-            config.worker.callback_signature_tolerance_sec, config.dispatch.body_bytes_max,
+        ControlsApi(
+            world, observer, store, dispatcher, config.reliability.ops_audit_max_in_memory, trail.checkpoint_now,
+            chain.rates.clear,
         ),
+        callbacks_api,
+        KeysApi(world, observer, store, callers),
+        SecretsApi(world, secrets),
+        ApprovalsApi(
+            world, observer, store, dispatcher, lambda: registry.registry, replayer.look_soon
+        ),
+        Denials(world, observer, store),
     )  # fmt: skip
-    return Parts(control, dispatcher, replayer, callbacks, siblings, apis)
+    return Parts(control, dispatcher, replayer, callbacks, siblings, apis, chain, trail, secrets)
+
+
+def make_callers(
+    config: ProxyConfig, world: World, observer: Observer, store: SqlStore, uses: KeyUses | None = None
+) -> Callers:
+    """Who may call, from the configuration; the operator keys of the store are read later."""
+    reliability = config.reliability
+    return Callers(
+        world, observer, store,
+        OperatorKeys([key.get_secret_value() for key in reliability.ops_keys]),
+        Openings(
+            config.observability.open_reads, not reliability.ops_require_operator_key,
+            reliability.ops_allow_demo_write, reliability.ops_require_non_public_auth,
+        ),
+        token_issuer(config, world, observer),
+        SignedCallers(signing_keys(config.dispatch.hmac_secrets), config.dispatch.max_skew_ms), uses,
+    )  # fmt: skip
+
+
+def make_chain(
+    config: ProxyConfig, world: World, observer: Observer, store: SqlStore, callers: Callers
+) -> Chain:
+    """The guards of every call; what the process before this one had counted is read later."""
+    dispatch, reliability = config.dispatch, config.reliability
+    limit = Limit(reliability.ops_rate_max, reliability.ops_rate_window_ms)
+    modes = Modes(Mode(dispatch.auth_mode_now), Mode(dispatch.integrity_mode_now), dispatch.observe_until_ms)
+    return Chain(
+        world, observer, store, callers, CallRates(world, observer, store, limit), modes,
+        NonceLimits(dispatch.nonce_ttl_ms, dispatch.max_nonces),
+    )  # fmt: skip
+
+
+def token_issuer(config: ProxyConfig, world: World, observer: Observer) -> TokenIssuer | None:
+    """Whose tokens are believed; None where `[jwt]` names nobody."""
+    jwt = config.jwt
+    if not jwt.issuer:
+        return None
+    rules = TokenRules(
+        jwt.issuer, jwt.audience, jwt.leeway_s, jwt.role_claim, jwt.tenant_claim, jwt.scope_claim, jwt.email_claim,
+        jwt.subject_type_claim, jwt.read_scope_claim, jwt.default_role,
+    )  # fmt: skip
+    jwks = None
+    if jwt.jwks_url:
+        outbound = Outbound(world, [jwt.jwks_host])
+        jwks = Jwks(
+            observer, outbound.get, jwt.jwks_url, jwt.algorithms, jwt.jwks_refresh_s, jwt.jwks_stale_max_s
+        )
+    return TokenIssuer(rules, tuple(shared_key(secret) for secret in jwt.hs256_secrets), jwks)
+
+
+def secrets_of(config: ProxyConfig) -> Secrets:
+    """The secrets of a configuration, which a running proxy can take over."""
+    security, dispatch, jwt, worker = config.security, config.dispatch, config.jwt, config.worker
+
+    def pair(current: SecretStr | None, previous: SecretStr | None, expires_at_ms: int = 0) -> Pair:
+        return Pair(decoded(current), decoded(previous), expires_at_ms)
+
+    pairs = {
+        Kind.PROXY: pair(
+            security.proxy_secret, security.proxy_secret_previous,
+            (security.secret_previous_expires_at_ms or 0) if security.proxy_secret_previous else 0,
+        ),
+        Kind.TRUST: pair(
+            security.internal_trust_shared_secret, security.internal_trust_shared_secret_previous
+        ),
+        Kind.HMAC: pair(dispatch.hmac_secret, dispatch.hmac_secret_previous),
+        Kind.JWT: pair(jwt.hs256_secret, jwt.hs256_secret_previous),
+        Kind.CALLBACK: pair(worker.callback_signing_secret, worker.callback_signing_secret_previous),
+    }  # fmt: skip
+    return Secrets(pairs, tuple(key.get_secret_value() for key in config.reliability.ops_keys))
+
+
+def audit_trail(
+    config: ProxyConfig, world: World, observer: Observer, store: SqlStore, fleet_id: str
+) -> AuditTrail:
+    """The follower of the audit trail; checkpoints of the current secret and of the one before it are believed."""
+    signer = Signer(config.security.secret)
+    keys = [signer.public_key]
+    if config.security.secret_previous is not None:
+        keys.append(Signer(config.security.secret_previous).public_key)
+    given = config.audit
+    settings = AuditSettings(given.file, given.checkpoint_every_rows, given.checkpoint_every_s)
+    return AuditTrail(world, observer, store, signer, keys, fleet_id, settings)
+
+
+def proxy_event(config: ProxyConfig, world: World, action: str, owner: str) -> AuditEvent:
+    """A start or a stop of this proxy, for the audit trail, with what was decided by its configuration."""
+    detail = {
+        "version": VERSION, "process": owner, "environment": config.environment,
+        "kill_switch": config.dispatch.kill_switch, "audit_file": config.audit.file,
+    }  # fmt: skip
+    name = config.messaging.control_sender_id
+    return AuditEvent(
+        action, world.wall_ms(), f"proxy:{name}", "", name, 1, 1, 0, detail, auth="process", id=world.new_id()
+    )
+
+
+async def _distrusted(
+    world: World, observer: Observer, store: SqlStore, kind: str, keys: Sequence[str]
+) -> None:
+    """Somebody wrote to the database: counted, said, and in the trail, where that can be written."""
+    shown = list(keys[:DISTRUSTED_SHOWN_MAX])
+    observer.refused(Reason.SECURITY_SEAL_INVALID, f"{kind}: {', '.join(shown)}", level="error")
+    event = AuditEvent(
+        Reason.SECURITY_SEAL_INVALID.value, world.wall_ms(), "fairlead", scope=kind, target_count=len(keys),
+        failure_count=len(keys), detail={"kind": kind, "rows": shown}, result="refused", id=world.new_id(),
+    )  # fmt: skip
+    try:
+        await store.audit(event)
+    except STORE_FAILURES as error:  # what cannot be believed is refused all the same
+        observer.refused(Reason.STORE_UNAVAILABLE, f"audit of a seal: {error}", level="error")
 
 
 def _takes(dispatcher: Dispatcher, node_id: str) -> bool:
     slot = dispatcher.fleet.slots.get(node_id)
     return slot is not None and slot.takes_new
+
+
+def _terms(bounds: SubmitLimits, item: Item | None) -> ApprovalTerms | None:
+    return bounds.approvals.terms(item) if item else None
 
 
 # -- from the configuration's tables
@@ -264,8 +449,15 @@ def submit_limits(config: ProxyConfig) -> SubmitLimits:
     return SubmitLimits(
         dispatch.args_bytes_max, dispatch.batch_items_max, dispatch.deadline_default_ms, dispatch.deadline_max_ms,
         config.reliability.enable_idempotency, dispatch.schedule_max_ms, config.worker.callback_allowed_hosts,
-        bool(config.worker.callback_secrets),
+        bool(config.worker.callback_secrets), permits, approval_settings(config),
     )  # fmt: skip
+
+
+def approval_settings(config: ProxyConfig) -> ApprovalSettings:
+    given = config.approvals
+    return ApprovalSettings(
+        given.timeout_s * 1000, given.needed, given.commands, given.replays, given.replay_items_max_unapproved
+    )
 
 
 def replay_controls(config: ProxyConfig) -> ReplayControls:
@@ -283,6 +475,7 @@ def control_settings(config: ProxyConfig, grants: dict[str, tuple[str, ...]]) ->
     return ControlSettings(
         messaging.control_sender_id, channel_limits(messaging), messaging.handshake_timeout_millis / 1000,
         messaging.heartbeat_interval_millis, messaging.node_timeout_millis / 1000, config.dispatch.lease_ms, grants,
+        config.security.token_ttl_millis,
     )  # fmt: skip
 
 
@@ -296,17 +489,10 @@ def client_grants(config: ProxyConfig) -> dict[str, ClientGrant]:
 
 def facts(config: ProxyConfig) -> dict[str, Any]:
     """What /status says of the configuration. No secret is part of it."""
-    security = config.security
-    previous = security.secret_previous
     return {
         "proxy_id": config.messaging.control_sender_id,
         "environment": config.environment,
         "store": "postgresql" if config.store.is_postgres else "sqlite",
-        "keys": {
-            "current_fingerprint": fingerprint(security.secret),
-            "previous_fingerprint": fingerprint(previous) if previous else None,
-            "previous_expires_at_ms": security.secret_previous_expires_at_ms,
-        },
     }
 
 

@@ -16,9 +16,12 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from fairlead.proxy.config_sections import (
+    Approvals,
+    Audit,
     BackendConfig,
     ClientGrant,
     Dispatch,
+    Jwt,
     Limits,
     ListenerConfig,
     Messaging,
@@ -32,6 +35,7 @@ from fairlead.proxy.config_sections import (
     StoreConfig,
     Worker,
 )
+from fairlead.runtime.addresses import read_url
 from fairlead.runtime.config import load, read_private_file, read_text
 from fairlead.runtime.config_model import (
     Configuration,
@@ -45,6 +49,10 @@ from fairlead.runtime.config_model import (
 )
 
 REFUSED_PREFIXES: Final = ("DISPATCH_", "RELIABILITY_", "SLO_", "RETRY_", "WORKER_", "FAIRLEAD_")
+ALIASES: Final = {
+    "TRANSBOT_HMAC_SECRET": ("dispatch", "hmac_secret"),  # runbook 001's name
+    "INTERNAL_TRUST_SHARED_SECRET": ("security", "internal_trust_shared_secret"),  # runbook 002's
+}
 ENVELOPE_ROOM_BYTES: Final = 4_096  # what a delivery needs in a payload beside its arguments
 
 
@@ -68,6 +76,9 @@ class ProxyConfig(Configuration):
     dispatch: Dispatch = Dispatch()
     retry: Retry = Retry()
     reliability: Reliability = Reliability()
+    approvals: Approvals = Approvals()
+    audit: Audit = Audit()
+    jwt: Jwt = Jwt()
     worker: Worker = Worker()
     store: StoreConfig = StoreConfig()
     logging: Logging = Logging()
@@ -80,6 +91,8 @@ class ProxyConfig(Configuration):
         yield from _relations(self)
         yield from _operators(self)
         yield from _callbacks(self.worker)
+        yield from _tokens(self)
+        yield from _guards(self.dispatch)
         if self.environment == "production":
             yield from _openings(self)
 
@@ -91,7 +104,7 @@ def load_proxy_config(path: str, environ: Mapping[str, str]) -> ProxyConfig:
         read_text(path),
         path,
         environ,
-        aliases={},  # the runbooks' odd names stand for keys of later versions
+        aliases=ALIASES,
         refused_prefixes=REFUSED_PREFIXES,
         read_file=read_private_file,
     )
@@ -106,6 +119,7 @@ def _secrets(security: Security) -> Iterator[Finding]:
             "is required",
             "set proxy_secret_file, or SECURITY_PROXY_SECRET; make one with `fairlead secret new`",
         )
+    yield from _trust(security)
     if previous is None:
         return
     if security.proxy_secret_previous_expires_at is None:
@@ -122,6 +136,21 @@ def _secrets(security: Security) -> Iterator[Finding]:
             "is the current secret too",
             "remove it, or make a new current one with `fairlead secret new`",
         )
+
+
+def _trust(security: Security) -> Iterator[Finding]:
+    current, previous = security.internal_trust_shared_secret, security.internal_trust_shared_secret_previous
+    name = "security.internal_trust_shared_secret"
+    if previous is not None and current is None:
+        message, action = "stands without a current one", "set internal_trust_shared_secret too"
+        yield Finding((f"{name}_previous", name), previous.get_secret_value(), message, action)
+    elif current is not None and previous is not None and decoded(current) == decoded(previous):
+        message = "is the current secret too"
+        yield Finding((f"{name}_previous", name), previous.get_secret_value(), message, "remove it")
+    if current is not None and decoded(current) == decoded(security.proxy_secret):
+        message = "is proxy_secret too"
+        action = "make another one with `fairlead secret new`, or remove it: then it is derived"
+        yield Finding((name, "security.proxy_secret"), current.get_secret_value(), message, action)
 
 
 def _names(config: ProxyConfig) -> Iterator[Finding]:
@@ -292,12 +321,100 @@ def _callbacks(worker: Worker) -> Iterator[Finding]:
         yield Finding(("worker.public_callbacks", "worker.callback_signing_secret"), True, message, action)
 
 
+def _guards(dispatch: Dispatch) -> Iterator[Finding]:
+    current, previous = dispatch.hmac_secret, dispatch.hmac_secret_previous
+    paths = ("dispatch.hmac_secret_previous", "dispatch.hmac_secret")
+    if previous is not None:
+        if current is None:
+            message, action = "stands without a current one", "set hmac_secret too"
+            yield Finding(paths, previous.get_secret_value(), message, action)
+        elif decoded(current) == decoded(previous):
+            action = "remove it, or make a new current one with `fairlead secret new`"
+            yield Finding(paths, previous.get_secret_value(), "is the current secret too", action)
+    if dispatch.integrity_mode in ("observe", "enforce") and current is None:
+        paths = ("dispatch.integrity_mode", "dispatch.hmac_secret")
+        message = 'has no secret to judge signatures with (allowed: "")'
+        yield Finding(paths, dispatch.integrity_mode, message, "set hmac_secret, or DISPATCH_HMAC_SECRET")
+    if dispatch.nonce_ttl_ms < 2 * dispatch.max_skew_ms:
+        yield Finding(
+            ("dispatch.nonce_ttl_ms", "dispatch.max_skew_ms"),
+            dispatch.nonce_ttl_ms,
+            "forgets nonces whose signatures are still valid"
+            f" (allowed: at least 2 x max_skew_ms = {2 * dispatch.max_skew_ms})",
+            "raise it, or lower dispatch.max_skew_ms",
+        )
+    if not dispatch.require_auth and dispatch.auth_mode == "observe":
+        paths = ("dispatch.auth_mode", "dispatch.require_auth")
+        message = "observes what require_auth = false does not ask for (allowed with it: enforce, off)"
+        yield Finding(paths, "observe", message, "set require_auth = true")
+
+
+def _tokens(config: ProxyConfig) -> Iterator[Finding]:
+    jwt = config.jwt
+    current, previous = jwt.hs256_secret, jwt.hs256_secret_previous
+    has_keys = current is not None or bool(jwt.jwks_url)
+    if jwt.issuer and not has_keys:
+        message = "has no key that its tokens could be verified with"
+        rests_on = ("jwt.issuer", "jwt.jwks_url", "jwt.hs256_secret")
+        yield Finding(rests_on, jwt.issuer, message, "set jwks_url, or hs256_secret")
+    for name, value in (("issuer", jwt.issuer), ("audience", jwt.audience)):
+        if (has_keys or jwt.issuer) and not value:
+            rests_on = (f"jwt.{name}", "jwt.jwks_url", "jwt.hs256_secret")
+            action = "set it, exactly as it stands in the tokens"
+            yield Finding(rests_on, None, "is required where tokens are believed", action)
+    paths = ("jwt.hs256_secret_previous", "jwt.hs256_secret")
+    if previous is not None and current is None:
+        message, action = "stands without a current one", "set hs256_secret too"
+        yield Finding(paths, previous.get_secret_value(), message, action)
+    elif previous is not None and decoded(current) == decoded(previous):
+        action = "remove it, or make a new current one with `fairlead secret new`"
+        yield Finding(paths, previous.get_secret_value(), "is the current secret too", action)
+    if not jwt.jwks_url:
+        return
+    destination = read_url(jwt.jwks_url)
+    if isinstance(destination, str):
+        yield Finding(("jwt.jwks_url",), jwt.jwks_url, destination, "correct it")
+    elif destination.scheme != "https":
+        message = "is not https: who can change it on the way could sign in as anybody"
+        yield Finding(("jwt.jwks_url",), jwt.jwks_url, message, "write https://")
+    if not jwt.algorithms:
+        yield Finding(("jwt.algorithms", "jwt.jwks_url"), [], "leaves no published key", "name one")
+    if jwt.jwks_stale_max_s < 2 * jwt.jwks_refresh_s:
+        yield Finding(
+            ("jwt.jwks_stale_max_s", "jwt.jwks_refresh_s"), jwt.jwks_stale_max_s,
+            f"ends before a failed fetch is repeated (allowed: at least 2 x jwks_refresh_s = {2 * jwt.jwks_refresh_s})",
+            "raise it, or lower jwks_refresh_s",
+        )  # fmt: skip
+
+
 def _openings(config: ProxyConfig) -> Iterator[Finding]:
     """What only development may open."""
+    dispatch = config.dispatch
+    if not config.approvals.replays:
+        message = "lets one operator alone force a replay (allowed in production: true)"
+        yield Finding(("approvals.replays", "environment"), False, message, "set it to true")
+    if not dispatch.require_auth:
+        message = "lets everybody submit commands (allowed in production: true)"
+        action = 'set it to true; to try it out first, auth_mode = "observe"'
+        yield Finding(("dispatch.require_auth", "environment"), False, message, action)
+    for path, mode in (
+        ("dispatch.auth_mode", dispatch.auth_mode),
+        ("dispatch.integrity_mode", dispatch.integrity_mode),
+    ):
+        if mode == "off":
+            message = "checks nothing (allowed in production: observe, enforce)"
+            yield Finding((path, "environment"), mode, message, "set it to observe, with observe_until")
+        elif mode == "observe" and dispatch.observe_until is None:
+            message = "would observe for ever (allowed in production: with observe_until)"
+            action = 'say until when: observe_until = "2030-01-31T12:00:00Z"'
+            yield Finding((path, "dispatch.observe_until", "environment"), mode, message, action)
     if not config.reliability.ops_require_operator_key:
         paths = ("reliability.ops_require_operator_key", "environment")
         message = "opens operations to everybody (allowed in production: true)"
         yield Finding(paths, False, message, "set it to true")
+    if config.reliability.ops_allow_demo_write:
+        message = "lets callers without credentials write (allowed in production: false)"
+        yield Finding(("reliability.ops_allow_demo_write", "environment"), True, message, "set it to false")
     admitted = [(f"nodes[{index}].id", node.id) for index, node in enumerate(config.nodes)]
     admitted += [(f"clients[{index}].id", client.id) for index, client in enumerate(config.clients)]
     for path, identity in admitted:

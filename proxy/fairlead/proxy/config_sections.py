@@ -13,7 +13,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from fairlead.runtime.addresses import canonical_host
+from fairlead.protocol.registry import NAME_PATTERN
+from fairlead.protocol.trust import TTL_MS_DEFAULT
+from fairlead.runtime.addresses import canonical_host, read_url
 from fairlead.runtime.config_model import (
     DAY_MS,
     ControlKeys,
@@ -37,7 +39,10 @@ from fairlead.runtime.config_model import (
 SQLITE: Final = "sqlite:///"
 POSTGRES: Final = ("postgresql://", "postgres://")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SCOPE: Final = re.compile(r"[a-z0-9][a-z0-9._:-]{0,63}")
+APPROVED_COMMANDS_MAX: Final = 256
+APPROVERS_MAX: Final = 10
+_CLAIM: Final = re.compile(r"[\x21-\x7e]{0,128}")
+_SCOPE: Final = re.compile(r"[a-z0-9][a-z0-9._:-]{0,61}(\.\*|[a-z0-9._:-]{0,2})")
 
 
 def _check_network(text: str) -> str:
@@ -80,7 +85,28 @@ def _check_allowed_host(text: str) -> str:
     return text
 
 
+def _check_claim(text: str) -> str:
+    if not _CLAIM.fullmatch(text):
+        raise Unfit(
+            "is not the name of a claim (allowed: 1 to 128 printable characters, or empty)", "correct it"
+        )
+    return text
+
+
+def _check_commands(commands: dict[str, int]) -> dict[str, int]:
+    if len(commands) > APPROVED_COMMANDS_MAX:
+        raise Unfit(f"has more than {APPROVED_COMMANDS_MAX} commands", "remove some")
+    for name, needed in commands.items():
+        if not NAME_PATTERN.fullmatch(name):
+            raise Unfit(f"has {name!r}, which is not a command (allowed: like ops:wipe)", "correct it")
+        if not 1 <= needed <= APPROVERS_MAX:
+            raise Unfit(f"asks {needed} to approve {name} (allowed: 1 to {APPROVERS_MAX})", "correct it")
+    return commands
+
+
+ApprovedCommands = Annotated[dict[str, int], AfterValidator(_check_commands)]
 AllowedHost = Annotated[str, AfterValidator(_check_allowed_host)]
+ClaimName = Annotated[str, AfterValidator(_check_claim)]
 Tenant = Annotated[str, AfterValidator(_check_tenant)]
 Scope = Annotated[str, AfterValidator(_check_scope)]
 Network = Annotated[str, AfterValidator(_check_network)]
@@ -100,6 +126,16 @@ class Security(Section):
     """A file (mode 600) with the previous secret, instead of proxy_secret_previous."""
     proxy_secret_previous_expires_at: Instant | None = None
     """When the previous secret ends, as an RFC 3339 date-time in quotes. Required with a previous secret."""
+    internal_trust_shared_secret: Secret | None = None
+    """A secret of its own for deliveries' trust tokens, the same on every node. Else derived from each node's key."""
+    internal_trust_shared_secret_file: FileName | None = None
+    """A file (mode 600) with that secret, instead of internal_trust_shared_secret."""
+    internal_trust_shared_secret_previous: Secret | None = None
+    """The trust secret before the last rotation, used for nodes that do not hold the current one yet."""
+    internal_trust_shared_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous trust secret, instead of internal_trust_shared_secret_previous."""
+    token_ttl_millis: int = Field(TTL_MS_DEFAULT, ge=1_000, le=3_600_000)
+    """How long a trust token is believed after it was issued, the difference of clocks aside."""
 
     @property
     def secret(self) -> bytes:
@@ -112,6 +148,12 @@ class Security(Section):
     def secret_previous(self) -> bytes | None:
         """The previous secret's bytes, if there is one."""
         return decoded(self.proxy_secret_previous)
+
+    @property
+    def trust_secrets(self) -> tuple[bytes, ...]:
+        """The secrets for trust tokens, the current one first; none where they are derived."""
+        given = (self.internal_trust_shared_secret, self.internal_trust_shared_secret_previous)
+        return tuple(secret for secret in map(decoded, given) if secret is not None)
 
     @property
     def secret_previous_expires_at_ms(self) -> int | None:
@@ -309,6 +351,49 @@ class Dispatch(Section):
     """How long audit records are kept."""
     public: bool = False
     """Whether clients' HTTP listeners serve /api/dispatch and /api/runs/ID too."""
+    require_auth: bool = True
+    """Whether a submission needs a caller who proves who they are. False only in development."""
+    auth_mode: Literal["off", "observe", "enforce"] = "enforce"
+    """What becomes of one without: refused, or only counted (observe), or nothing (off, development only)."""
+    hmac_secret: Secret | None = None
+    """The secret that callers sign requests with. Without it none is believed."""
+    hmac_secret_file: FileName | None = None
+    """A file (mode 600) with that secret, instead of hmac_secret."""
+    hmac_secret_previous: Secret | None = None
+    """The signing secret before the last rotation, still believed."""
+    hmac_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous signing secret, instead of hmac_secret_previous."""
+    integrity_mode: Literal["", "off", "observe", "enforce"] = ""
+    """What becomes of a submission that is not signed well, as in auth_mode. "": enforce where there is a secret."""
+    observe_until: Instant | None = None
+    """When observe ends (RFC 3339), after which it is enforce. Needed for it in production."""
+    max_skew_ms: int = Field(300_000, ge=1_000, le=3_600_000)
+    """How far the time of a signature may lie from ours, either way."""
+    nonce_ttl_ms: int = Field(600_000, ge=2_000, le=DAY_MS)
+    """How long the nonce of a signature is remembered. At least 2 x max_skew_ms, so that none outlives its memory."""
+    max_nonces: int = Field(50_000, ge=100, le=10_000_000)
+    """Nonces remembered at once. Full means refused, never forgotten: as many as come in nonce_ttl_ms, and more."""
+
+    @property
+    def hmac_secrets(self) -> tuple[bytes, ...]:
+        """The signing secrets' bytes, the current one first; none where there is no current one."""
+        found = (decoded(self.hmac_secret), decoded(self.hmac_secret_previous))
+        return tuple(each for each in found if each is not None)
+
+    @property
+    def auth_mode_now(self) -> str:
+        """The mode of authentication, whichever of its keys says so."""
+        return self.auth_mode if self.require_auth else "off"
+
+    @property
+    def integrity_mode_now(self) -> str:
+        """The mode of integrity, where the key leaves it to the secret."""
+        return self.integrity_mode or ("enforce" if self.hmac_secret is not None else "off")
+
+    @property
+    def observe_until_ms(self) -> int | None:
+        """When observe ends, in milliseconds since the epoch."""
+        return None if self.observe_until is None else instant_ms(self.observe_until)
 
 
 class Retry(Section):
@@ -331,6 +416,10 @@ class Reliability(Section):
     """Whether operators need a key. False only in development, on loopback."""
     ops_keys: Annotated[tuple[OpsKey, ...], Lax] = ()
     """The operators' keys, each of 32 or more characters. Best set by RELIABILITY_OPS_KEYS."""
+    ops_require_non_public_auth: bool = False
+    """Whether callers without credentials get nothing but health, from loopback and in development too."""
+    ops_allow_demo_write: bool = False
+    """Whether they may do more than look where no key is required (development only)."""
     enable_idempotency: bool = True
     """Whether callers may send idempotency keys. The nodes' inbox always holds."""
     enable_retry: bool = True
@@ -363,6 +452,38 @@ class Reliability(Section):
     """Replay requests from one tenant and address within the window; dry runs do not count."""
     dlq_replay_rate_window_ms: int = Field(300_000, ge=1_000, le=DAY_MS)
     """That window."""
+    ops_rate_max: int = Field(120, ge=1, le=1_000_000)
+    """Operators' calls from one caller and address within the window; submissions do not count."""
+    ops_rate_window_ms: int = Field(60_000, ge=1_000, le=DAY_MS)
+    """That window."""
+    ops_audit_max_in_memory: int = Field(1_000, ge=1, le=100_000)
+    """Audit events that are read into memory, and so answered, at once."""
+
+
+class Approvals(Section):
+    """[approvals]: what executes only once somebody else has said yes."""
+
+    timeout_s: int = Field(3_600, ge=1, le=30 * 86_400)
+    """Time to decide. What nobody decides in time does not execute (hitl_timeout_fail_closed)."""
+    needed: int = Field(1, ge=1, le=10)
+    """How many have to approve; whoever asked is none of them. One who rejects ends it."""
+    commands: ApprovedCommands = Field(default_factory=dict)
+    """Commands that need approval whatever their flags say, and by how many: {"ops:wipe" = 2}."""
+    replays: bool = True
+    """Whether forced replays, and those of many dead letters, need approval. False only in development."""
+    replay_items_max_unapproved: int = Field(10, ge=0, le=10_000)
+    """Dead letters that a replay without force may have without approval."""
+
+
+class Audit(Section):
+    """[audit]: the trail of who did what, beside the database."""
+
+    file: str = Field("data/reliability-ops-audit.jsonl", max_length=4_096)
+    """Where each audit event is also written, a line each, for an anchor outside of the database. "": nowhere."""
+    checkpoint_every_rows: int = Field(500, ge=1, le=100_000)
+    """Events after which a signed checkpoint is made."""
+    checkpoint_every_s: int = Field(60, ge=1, le=86_400)
+    """Time after which one is made where there is a new event."""
 
 
 class Worker(Section):
@@ -392,6 +513,60 @@ class Worker(Section):
         """The signing secrets' bytes, the current one first; none where there is no current one."""
         found = (decoded(self.callback_signing_secret), decoded(self.callback_signing_secret_previous))
         return tuple(each for each in found if each is not None)
+
+
+class Jwt(Section):
+    """[jwt]: callers that come with a token (Authorization: Bearer)."""
+
+    issuer: str = Field("", max_length=512)
+    """Who issues the tokens, exactly as in their iss. Empty: no token is believed."""
+    audience: str = Field("", max_length=512)
+    """Whom tokens must be meant for: it must be, or be among, their aud."""
+    hs256_secret: Secret | None = None
+    """A secret shared with the issuer, for tokens signed with HS256."""
+    hs256_secret_file: FileName | None = None
+    """A file (mode 600) with that secret, instead of hs256_secret."""
+    hs256_secret_previous: Secret | None = None
+    """The shared secret before the last rotation, still believed."""
+    hs256_secret_previous_file: FileName | None = None
+    """A file (mode 600) with the previous shared secret, instead of hs256_secret_previous."""
+    jwks_url: str = Field("", max_length=2_048)
+    """Where the issuer publishes its keys (JWKS), over https. Empty: nowhere."""
+    algorithms: Annotated[tuple[Literal["RS256", "ES256", "EdDSA"], ...], Lax] = ("RS256", "ES256", "EdDSA")
+    """Which kinds of published keys are used."""
+    leeway_s: int = Field(30, ge=0, le=300)
+    """How far the clocks of issuer and proxy may differ."""
+    jwks_refresh_s: int = Field(300, ge=10, le=86_400)
+    """How often the published keys are fetched. A token with an unknown key causes a fetch too."""
+    jwks_stale_max_s: int = Field(86_400, ge=60, le=30 * 86_400)
+    """How long the last keys count where they cannot be fetched; then no such token is believed."""
+    role_claim: ClaimName = "role"
+    """The claim with the role: viewer, operator or admin. Empty: none is read."""
+    default_role: Literal["", "viewer", "operator", "admin"] = ""
+    """The role of a token without that claim. Empty: such a token is refused."""
+    scope_claim: ClaimName = "scope"
+    """The claim with the scopes, which narrow what the role allows. Empty: none is read."""
+    tenant_claim: ClaimName = "tenant"
+    """The claim with the tenant that the caller is bound to. Empty: none is read."""
+    read_scope_claim: ClaimName = "read_scope"
+    """The claim with whose runs the caller may look at: self, tenant or any. Without it: tenant, or any without one."""
+    subject_type_claim: ClaimName = "subject_type"
+    """The claim with what the caller is: human, service or agent. Without it: human with an e-mail, else service."""
+    email_claim: ClaimName = "email"
+    """The claim with the caller's e-mail, for the audit trail. Empty: none is read."""
+
+    @property
+    def hs256_secrets(self) -> tuple[bytes, ...]:
+        """The shared secrets' bytes, the current one first; none where there is no current one."""
+        found = (decoded(self.hs256_secret), decoded(self.hs256_secret_previous))
+        return tuple(each for each in found if each is not None)
+
+    @property
+    def jwks_host(self) -> str:
+        """The host of jwks_url."""
+        destination = read_url(self.jwks_url)
+        assert not isinstance(destination, str), "load refuses what is no URL"
+        return destination.host
 
 
 class StoreConfig(Section):

@@ -20,17 +20,26 @@ from fairlead.runtime.observer import Observer
 
 LOOK_EVERY_S: Final = 2.0
 HINTS_MAX: Final = 10_000
-TOPICS: Final = frozenset({"agents", "cancel", "ended", "keys", "look", "nodes", "pending", "registry"})
+TOPICS: Final = frozenset({
+    "agents", "cancel", "ended", "keys", "look", "nodes", "operator_keys", "pending", "rates", "registry",
+})  # fmt: skip
 
 
 class Siblings:
     """What other proxies do, as it concerns this one."""
 
     def __init__(
-        self, observer: Observer, store: Store, control: Control, dispatcher: Dispatcher, owner: str
+        self,
+        observer: Observer,
+        store: Store,
+        control: Control,
+        dispatcher: Dispatcher,
+        owner: str,
+        refresh_callers: Callable[[], Awaitable[Any]],
+        forget_rates: Callable[[str], None],
     ) -> None:
         self._observer, self._store, self._control, self._dispatcher = observer, store, control, dispatcher
-        self._owner = owner
+        self._owner, self._refresh_callers, self._forget_rates = owner, refresh_callers, forget_rates
         self._hints: deque[tuple[str, str]] = deque(maxlen=HINTS_MAX)
         self._hinted = trio.Event()
         self.listening = False
@@ -82,6 +91,8 @@ class Siblings:
                         )
                         continue
                     cancelled.append((run_id, int(fence), node_id))
+                elif topic == "rates":
+                    self._forget_rates(payload)  # the store's are gone already
                 else:
                     wanted.add(topic)
             await self._follow(wanted, ended, cancelled)
@@ -100,6 +111,8 @@ class Siblings:
             await self._guarded(self._dispatcher.outbox.refresh)
         if "agents" in wanted:
             await self._guarded(self._dispatcher.refresh_controls)
+        if wanted & {"operator_keys", "look"}:
+            await self._guarded(self._refresh_callers)
         if wanted & {"registry", "nodes", "keys", "look"}:
             await self._guarded(self._control.catch_up)
 

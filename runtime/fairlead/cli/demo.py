@@ -312,7 +312,7 @@ class Demo:
                         return
                 except (httpx.HTTPError, ValueError, KeyError):
                     pass  # Not up yet; the deadline is the caller's.
-                await trio.sleep(0.1)
+                await trio.sleep(0.25)
 
     def _say_ready(self, offset: int) -> None:
         ports = self._ports
@@ -425,6 +425,9 @@ dlq_replay_min_retry_interval_ms = 1000
 
 [worker]
 callback_allowed_hosts = ["127.0.0.1", "localhost"]
+
+[audit]
+file = "{data}/reliability-ops-audit.jsonl"
 
 [store]
 url = "sqlite:///{data}/fairlead.db"

@@ -57,16 +57,26 @@ def make_parser() -> argparse.ArgumentParser:
     config.add_argument("kind", choices=("proxy", "node"))
     config.add_argument("file")
     config.set_defaults(run=_check_config)
-    codes = checks.add_parser("reason-codes", help="print the table of reasons")
-    codes.add_argument("--markdown", action="store_true", help="as docs/reasons.md")
-    codes.set_defaults(run=_reason_codes)
+    from fairlead.cli import (
+        callbacks,
+        contract_checks,
+        ctl,
+        reason_codes,
+        replay_guards,
+        schema_preflight,
+        seals,
+        secrets,
+        sign,
+    )
 
-    from fairlead.cli import callbacks, ctl, replay_guards, schema_preflight, secrets
-
+    reason_codes.add_to(checks)
     schema_preflight.add_to(checks)
+    contract_checks.add_to(checks)
     secrets.add_to(verbs)
     callbacks.add_to(verbs)
     replay_guards.add_to(verbs)
+    seals.add_to(verbs)
+    sign.add_to(verbs)
     ctl.add_to(verbs)
     return parser
 
@@ -93,18 +103,6 @@ def _check_config(options: argparse.Namespace) -> int:
     from fairlead.cli.check_config import check_config
 
     return check_config(options.kind, options.file, os.environ)
-
-
-def _reason_codes(options: argparse.Namespace) -> int:
-    from fairlead.cli.reasons_page import markdown
-    from fairlead.protocol.reasons import TRAITS
-
-    if options.markdown:
-        print(markdown(), end="")
-        return EXIT_STOPPED
-    for reason, row in TRAITS.items():
-        print(f"{reason.value:36} {row.family.value:10} {row.response.value:10} {row.status}  {row.title}")
-    return EXIT_STOPPED
 
 
 if __name__ == "__main__":

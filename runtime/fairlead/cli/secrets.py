@@ -1,4 +1,4 @@
-"""`fairlead secret`: make secrets, compare them without showing them, derive a node's own key."""
+"""`fairlead secret`: make secrets, compare them without showing them, derive a node's own key, rotate them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fairlead.cli import rotate
 from fairlead.protocol.keys import Role, derive, fingerprint
+from fairlead.runtime.audit_chain import Signer
 from fairlead.runtime.process import EXIT_CONFIG, EXIT_STOPPED
 from fairlead.runtime.secret import decode_secret
 from fairlead.runtime.world import RealWorld
@@ -18,8 +20,10 @@ _ROLES = {"node-key": Role.NODE, "client-key": Role.CLIENT}
 
 def add_to(verbs: Any) -> None:
     """Add the verb and its parts."""
-    secret = verbs.add_parser("secret", help="make and compare secrets")
+    secret = verbs.add_parser("secret", help="make, compare and rotate secrets")
     parts = secret.add_subparsers(dest="what", required=True, metavar="WHAT")
+    _add_audit_key(parts)
+    rotate.add_to(parts)
     new = parts.add_parser("new", help="print a new secret: 32 random bytes in hex")
     new.set_defaults(run=_new)
     for name, text in (
@@ -40,6 +44,26 @@ def add_to(verbs: Any) -> None:
             help="file with the secret; else from the environment",
         )
         each.set_defaults(run=_fingerprint if name == "fingerprint" else _peer_key, role=_ROLES.get(name))
+
+
+def _add_audit_key(parts: Any) -> None:
+    key = parts.add_parser(
+        "audit-key", help="print the public key of the audit trail's checkpoints",
+        description="Keep it where the trail is verified: `fairlead ctl audit verify FILE --public-key HEX`. It is "
+        "derived from the fleet's secret, so it is another one after a rotation: keep the old ones too.",
+    )  # fmt: skip
+    key.add_argument("--file", help="file with the secret; else from the environment")
+    key.set_defaults(run=_audit_key)
+
+
+def _audit_key(options: argparse.Namespace) -> int:
+    secret = _read(options)
+    if secret is None:
+        return EXIT_CONFIG
+    signer = Signer(secret)
+    print(signer.public_key.hex())
+    print(f"key id {signer.key_id}, as checkpoints name it", file=sys.stderr)
+    return EXIT_STOPPED
 
 
 def _new(options: argparse.Namespace) -> int:

@@ -7,16 +7,17 @@ import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import trio
 
 from fairlead.backend.app import NodeProcess
 from fairlead.backend.app import StartRefused as NodeStartRefused
-from fairlead.backend.config import load_node_config
+from fairlead.backend.config import NodeConfig, load_node_config
 from fairlead.backend.handlers import Node
 from fairlead.proxy.app import Proxy
 from fairlead.proxy.assembly import StartRefused as ProxyStartRefused
-from fairlead.proxy.config import load_proxy_config
+from fairlead.proxy.config import ProxyConfig, load_proxy_config
 from fairlead.runtime.config import ConfigError
 from fairlead.runtime.log import Log, StderrSink
 from fairlead.runtime.metrics import Metrics
@@ -31,6 +32,7 @@ from fairlead.runtime.process import (
 from fairlead.runtime.world import RealWorld, raise_file_limit
 
 Serve = Callable[[trio.Event], Awaitable[None]]
+C = TypeVar("C", ProxyConfig, NodeConfig)
 
 
 def run_proxy(path: str, environ: Mapping[str, str]) -> int:
@@ -45,12 +47,13 @@ def run_proxy(path: str, environ: Mapping[str, str]) -> int:
     )
     observer = Observer(log, Metrics(), world.wall_ms)
 
+    proxy = Proxy(config, world, observer, environ)
+
     async def serve(stop: trio.Event) -> None:
-        proxy = Proxy(config, world, observer, environ)
         settle_memory()
         await proxy.run(stop)
 
-    return _run(serve, log, lambda: _reload_log(path, environ, log, load_proxy_config))
+    return _run(serve, log, lambda: _reload(path, environ, log, load_proxy_config, proxy.reload))
 
 
 def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_registry: bool = False) -> int:
@@ -80,12 +83,13 @@ def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_regist
     )  # fmt: skip
     observer = Observer(log, Metrics(), world.wall_ms)
 
+    process = NodeProcess(config, node, world, observer, environ, forget_registry=forget_registry)
+
     async def serve(stop: trio.Event) -> None:
-        process = NodeProcess(config, node, world, observer, environ, forget_registry=forget_registry)
         settle_memory()
         await process.run(stop)
 
-    return _run(serve, log, lambda: _reload_log(path, environ, log, load_node_config))
+    return _run(serve, log, lambda: _reload(path, environ, log, load_node_config, process.reload))
 
 
 def _refused(path: str, error: ConfigError) -> int:
@@ -108,18 +112,23 @@ def _load_handlers(where: str) -> Node:
     return found
 
 
-def _reload_log(
-    path: str, environ: Mapping[str, str], log: Log, load: Callable[[str, Mapping[str, str]], object]
+def _reload(
+    path: str,
+    environ: Mapping[str, str],
+    log: Log,
+    load: Callable[[str, Mapping[str, str]], C],
+    take_secrets: Callable[[C], None],
 ) -> None:
-    """SIGHUP: read and check the configuration again; what can change while running changes."""
+    """SIGHUP: read and check the whole configuration again; what can change while running changes."""
     try:
         config = load(path, environ)
     except ConfigError as error:
         log.error("reload_refused", problems=str(error), kept="the last good configuration")
         return
-    level: str = config.logging.level  # type: ignore[attr-defined]  # both configurations have it
-    log.set_level(level)
-    log.info("reloaded", applied=f"logging.level={level}", restart="every other key needs a restart")
+    log.set_level(config.logging.level)
+    applied = f"logging.level={config.logging.level}, and secrets as is said next"
+    log.info("reloaded", applied=applied, restart="every other key needs a restart")
+    take_secrets(config)
 
 
 def _run(serve: Serve, log: Log, reload: Callable[[], None]) -> int:

@@ -19,6 +19,8 @@ from fairlead.runtime.metrics import Metrics
 SAMPLE_WINDOW_S: Final = 10.0
 SAMPLE_LINES_MAX: Final = 5
 RECENT_MAX: Final = 50
+LATELY_SLOT_S: Final = 10.0
+LATELY_SLOTS_MAX: Final = 361  # an hour, and the slot that is under way
 
 
 class Sampler:
@@ -40,6 +42,32 @@ class Sampler:
         return False, 0
 
 
+class Lately:
+    """Pure. How often each reason was given lately: counted in slots, so that a flood takes no more room than one."""
+
+    def __init__(self, slot_s: float = LATELY_SLOT_S, slots_max: int = LATELY_SLOTS_MAX) -> None:
+        self._slot_s, self._slots_max = slot_s, slots_max
+        self._slots: deque[tuple[int, dict[Reason, int]]] = deque(maxlen=slots_max)
+
+    def add(self, reason: Reason, now: float) -> None:
+        number = int(now // self._slot_s)
+        if not self._slots or self._slots[-1][0] != number:
+            self._slots.append((number, {}))
+        counts = self._slots[-1][1]
+        counts[reason] = counts.get(reason, 0) + 1
+
+    def within(self, window_s: float, now: float) -> dict[str, dict[str, int]]:
+        """Counts by family and reason of the last `window_s`, up to a slot more."""
+        first = int((now - window_s) // self._slot_s)
+        found: dict[str, dict[str, int]] = {}
+        for number, counts in self._slots:
+            if number >= first:
+                for reason, count in counts.items():
+                    family = found.setdefault(traits(reason).family.value, {})
+                    family[reason.value] = family.get(reason.value, 0) + count
+        return found
+
+
 class Observer:
     """What a process says about itself. Handed to every part by its composition root."""
 
@@ -48,6 +76,7 @@ class Observer:
         self._wall_ms = wall_ms
         self._sampler = Sampler()
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
+        self.lately = Lately()
         self._rejects = {}
         for family in Family:
             counter = metrics.counter(
@@ -63,7 +92,9 @@ class Observer:
         """Count, log (sampled) and remember one refusal. `fields` say who, where and the correlation id."""
         row = traits(reason)
         self._rejects[row.family].cell(reason.value).inc()
-        admitted, suppressed = self._sampler.admit(reason.value, trio.current_time())
+        now = trio.current_time()
+        self.lately.add(reason, now)
+        admitted, suppressed = self._sampler.admit(reason.value, now)
         if not admitted:
             return
         self.recent.append(

@@ -1,7 +1,7 @@
-"""One HTTP POST to where somebody else told us to send it, without letting them send us inside.
+"""One HTTP request to where somebody else told us to send it, without letting them send us inside.
 
 The last step of a callback, on the proxy (a run's end to its `callback_url`) and on a node without a link (a result
-to its proxy). Needs httpcore, which the `proxy` extra installs.
+to its proxy); and how the keys of a token's issuer are fetched. Needs httpcore, which the `proxy` extra installs.
 
 Invariants: what is dialled is the numeric address that was judged, so a name that changes its mind between the two
 gains nothing; redirects are not followed; TLS is verified against the name in the URL; the whole of it, resolving
@@ -35,7 +35,7 @@ _BODY_MARGIN_S: Final = (
 
 
 class Outbound:
-    """The client. Built once by a composition root; `post` may be called by many tasks at once."""
+    """The client. Built once by a composition root; `post` and `get` may be called by many tasks at once."""
 
     def __init__(
         self, world: World, allowed_hosts: Iterable[str], ssl_context: ssl.SSLContext | None = None
@@ -49,12 +49,22 @@ class Outbound:
         self, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float
     ) -> Answer:
         """Send, and read the answer. Raises Refused where it may not be sent, OutboundFailed where none came."""
+        headers = [("content-length", str(len(body))), ("content-type", "application/json"), *headers]
+        return await self._send("POST", url, headers, body, timeout_s)
+
+    async def get(self, url: str, headers: Sequence[tuple[str, str]], timeout_s: float) -> Answer:
+        """Fetch, under the same rules."""
+        return await self._send("GET", url, headers, b"", timeout_s)
+
+    async def _send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float
+    ) -> Answer:
         destination = read_url(url)
         if isinstance(destination, str):
             raise Refused(Reason.CALLBACK_URL_REFUSED, f"the URL {destination}")
         try:
             with trio.fail_after(timeout_s):
-                return await self._exchange(destination, headers, body)
+                return await self._exchange(method, destination, headers, body)
         except trio.TooSlowError:
             raise OutboundFailed(f"no answer within {timeout_s:g} s") from None
         except OSError as error:
@@ -63,19 +73,17 @@ class Outbound:
             raise OutboundFailed(f"the connection broke: {error}" if str(error) else "it broke") from error
 
     async def _exchange(
-        self, destination: Destination, headers: Sequence[tuple[str, str]], body: bytes
+        self, method: str, destination: Destination, headers: Sequence[tuple[str, str]], body: bytes
     ) -> Answer:
         url = httpcore.URL(
             scheme=destination.scheme, host=destination.host, port=destination.port, target=destination.target
         )
         request = httpcore.Request(
-            "POST", url,
+            method, url,
             headers=[
-                ("host", destination.authority), ("content-length", str(len(body))),
-                ("content-type", "application/json"), ("user-agent", SOFTWARE), ("connection", "close"),
-                *headers,
+                ("host", destination.authority), ("user-agent", SOFTWARE), ("connection", "close"), *headers,
             ],
-            content=body,
+            content=body or None,
         )  # fmt: skip
         backend = _GuardedBackend(self._world, destination.host in self.allowed_hosts)
         connection = httpcore.AsyncHTTPConnection(url.origin, self._ssl_context, network_backend=backend)

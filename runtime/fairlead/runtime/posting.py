@@ -1,4 +1,4 @@
-"""What an outbound POST comes back as, apart from the client that makes it.
+"""What an outbound request comes back as, apart from the client that makes it.
 
 Between `outbound`, which needs httpcore, and those who send through it: a node that has no callbacks configured gets
 along without that package. Pure.
@@ -29,3 +29,5 @@ class Answer:
 
 # URL, headers, body, seconds for all of it. Raises Refused where it may not be sent, OutboundFailed where none came.
 Post = Callable[[str, Sequence[tuple[str, str]], bytes, float], Awaitable[Answer]]
+# URL, headers, seconds. The same.
+Get = Callable[[str, Sequence[tuple[str, str]], float], Awaitable[Answer]]

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from fairlead.runtime.append_file import AppendFile, FileAppender
 from fairlead.runtime.marks import FileMarks, Marks
 from fairlead.runtime.sqlite import ThreadWriter, Writer
 from fairlead.runtime.streams import ByteStream, SocketStream
@@ -67,6 +68,9 @@ class World(Protocol):
 
     def open_marks(self, path: Path, slots: int) -> Marks:
         """Marks that outlive a crash of this process; those of the last one are in `left_behind`."""
+
+    def open_append(self, path: Path) -> AppendFile:
+        """A file of lines that only grows. Nothing is touched before its `resume`."""
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run a blocking function; abandoned, not stopped, if the caller is cancelled."""
@@ -175,6 +179,9 @@ class RealWorld:
 
     def open_marks(self, path: Path, slots: int) -> Marks:
         return FileMarks(path, slots)
+
+    def open_append(self, path: Path) -> AppendFile:
+        return FileAppender(path)
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         if self._threads is None:

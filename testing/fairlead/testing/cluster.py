@@ -24,12 +24,12 @@ import trio
 from fairlead.backend import Node
 from fairlead.backend.app import NodeProcess
 from fairlead.backend.app import StartRefused as NodeStartRefused
-from fairlead.backend.config import load_node_config
+from fairlead.backend.config import NodeConfig, load_node_config
 from fairlead.client import Client, Run, open_client
 from fairlead.protocol.reasons import Refused
 from fairlead.proxy.app import Proxy
 from fairlead.proxy.assembly import StartRefused as ProxyStartRefused
-from fairlead.proxy.config import load_proxy_config
+from fairlead.proxy.config import ProxyConfig, load_proxy_config
 from fairlead.testing.disk import RunRow, SimDisk, Tail
 from fairlead.testing.network import SimNetwork
 from fairlead.testing.options import (
@@ -81,6 +81,7 @@ class SimCluster:
         self.network = SimNetwork(simulation.clock, simulation.random("network"), self.trace, options.path)
         self.processes: dict[str, Process] = {}
         self.secrets = Secrets()
+        self._configured: dict[str, Callable[[], Any]] = {}
         self.on_run: list[Callable[[str, RunRow], None]] = []
         """Called with (store, row) for each change of a run's status or fence, once it is durable."""
         self.failures: list[str] = []
@@ -157,16 +158,19 @@ class SimCluster:
         """A proxy. `config`: tables and keys of its own."""
         process = self.process(name, "proxy")
 
-        async def body(life: Life) -> None:
+        def configured() -> ProxyConfig:
             options = self.options if config is None else _with(self.options, proxy=config)
             path = self.folder / name / "proxy.toml"
             path.write_text(
                 proxy_text(options, name, str(process.disk.folder), self.secrets, self._namespaces)
             )
-            loaded = load_proxy_config(str(path), {})
-            proxy = life.root = Proxy(loaded, life.world, life.observer, {}, database=self.store)
+            return load_proxy_config(str(path), {})
+
+        async def body(life: Life) -> None:
+            proxy = life.root = Proxy(configured(), life.world, life.observer, {}, database=self.store)
             await proxy.run(life.stop, task_status=life.ready)
 
+        self._configured[name] = configured
         process.body = self._speaking(name, body)
         return process
 
@@ -182,19 +186,21 @@ class SimCluster:
         process = self.process(name, "node")
         process.identity = node_id or name
 
-        async def body(life: Life) -> None:
+        def configured() -> NodeConfig:
             options = self.options if config is None else _with(self.options, node=config)
             path = self.folder / name / "node.toml"
             proxies = tuple(self.names("proxy"))
             path.write_text(
                 node_text(options, process.identity, str(process.disk.folder), self.secrets, proxies)
             )
+            return load_node_config(str(path), {})
+
+        async def body(life: Life) -> None:
             chosen = handlers or self._handlers_of(name)
-            node = life.root = NodeProcess(
-                load_node_config(str(path), {}), chosen, life.world, life.observer, {}
-            )
+            node = life.root = NodeProcess(configured(), chosen, life.world, life.observer, {})
             await node.run(life.stop, task_status=life.ready)
 
+        self._configured[name] = configured
         process.body = self._speaking(name, body)
         return process
 
@@ -349,6 +355,13 @@ class SimCluster:
         self.secrets = self.secrets.rotated(self.now_ms() + int(previous_for_s * 1000))
         self.trace.fault(f"rotate the fleet's secret (number {self.secrets.number})")
 
+    def reload(self, name: str) -> None:
+        """SIGHUP: a proxy or a node takes over the secrets of now. One that is not up yet reads them when it starts."""
+        process = self.processes[name]
+        if process.ready and process.life is not None:
+            self.trace.add(f"reload {name}")
+            process.life.root.reload(self._configured[name]())
+
     def heal(self) -> None:
         """End every fault: paths, disks, clocks, the store, sleepers. Who is dead is started again."""
         self.trace.add("all faults end")
@@ -465,6 +478,13 @@ class SimCluster:
         if self.store is not None and (name == DATABASE or self.processes[name].kind == "proxy"):
             return self.store.query(sql, parameters)
         return self.processes[name].disk.query(sql, parameters)
+
+    def write_by_hand(self, name: str, sql: str, *parameters: Any) -> int:
+        """One statement in the database of a proxy that runs, or in the shared one. How many rows it changed."""
+        self.trace.fault(f"somebody writes to the database of {name}: {sql}")
+        if self.store is not None and (name == DATABASE or self.processes[name].kind == "proxy"):
+            return self.store.write_by_hand(sql, parameters)
+        return self.processes[name].disk.write_by_hand(sql, parameters)
 
     def runs(self) -> list[dict[str, Any]]:
         """Every run in the stores, by its columns that matter most."""

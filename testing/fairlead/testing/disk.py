@@ -12,6 +12,7 @@ connection is closed, and the copies (with the end of the log cut or damaged) ar
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -24,6 +25,7 @@ import outcome
 import trio
 
 from fairlead.protocol.reasons import Reason, Refused
+from fairlead.runtime.append_file import FileAppender
 from fairlead.runtime.sqlite import BATCH_JOBS_MAX, JOBS_WAITING_MAX, Job, open_connection, run_batch
 from fairlead.testing.scheduling import VirtualClock
 from fairlead.testing.trace import Trace
@@ -143,6 +145,14 @@ class SimDisk:
                 connection.close()
         raise FileNotFoundError(f"{self.name} has no database {file}*")
 
+    def write_by_hand(self, sql: str, parameters: tuple[Any, ...] = ()) -> int:
+        """What somebody does who can write to the open database, and its process is not told. How many rows it
+        changed. As durable as any commit: a crash may take it with what nobody had been answered."""
+        for writer in self._open.values():
+            self.changes += 1
+            return writer.connection.execute(sql, parameters).rowcount
+        return 0
+
     def holds_database(self) -> bool:
         return bool(self._open) or any(self.folder.glob("*.db"))
 
@@ -176,6 +186,7 @@ class SimDisk:
         self._before_answer = None
         if power:
             for path in sorted(self.folder.glob("*.running")):
+                # As long as before: the dead process has it mapped, and its tasks are still ended one day.
                 path.write_bytes(bytes(path.stat().st_size))
 
     def bury(self) -> None:
@@ -387,3 +398,27 @@ class SimWriter:
     def _must_live(self) -> None:
         if self._dead:
             raise ProcessKilled(f"{self._disk.name} was killed")
+
+
+class SimAppender(FileAppender):
+    """A file of lines on a disk that can be full. What a dead process would still write is not written."""
+
+    def __init__(self, path: Path, disk: SimDisk, must_live: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._disk, self._must_live = disk, must_live
+
+    def resume(self, bytes_max: int) -> bytes:
+        self._must_live()
+        return super().resume(bytes_max)
+
+    def _write(self, lines: bytes) -> None:
+        self._must_live()
+        if self._disk.full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        super()._write(lines)
+
+    def _lock(self) -> None:
+        """What a killed process had locked, its death would have unlocked."""
+
+    def _flush(self) -> None:
+        """No real flush is needed: what was written outlives the process."""

@@ -79,7 +79,7 @@ OPS_KEY: Final = strong("operator")
 
 @dataclass(frozen=True)
 class Secrets:
-    """The fleet's secret, and the one before it."""
+    """The fleet's secret, and the one that is believed beside it."""
 
     current: str = strong("fleet 1")
     previous: str = ""
@@ -87,7 +87,24 @@ class Secrets:
     number: int = 1
 
     def rotated(self, expires_at_ms: int) -> Secrets:
-        return Secrets(strong(f"fleet {self.number + 1}"), self.current, expires_at_ms, self.number + 1)
+        """Prepared and switched at once, as one proxy alone may do it."""
+        return self.prepared(expires_at_ms).switched()
+
+    @property
+    def step(self) -> str:
+        """What comes next in a rotation."""
+        if not self.previous:
+            return "prepare"
+        return "switch" if self.current != strong(f"fleet {self.number}") else "finish"
+
+    def prepared(self, expires_at_ms: int) -> Secrets:
+        return Secrets(self.current, strong(f"fleet {self.number + 1}"), expires_at_ms, self.number + 1)
+
+    def switched(self) -> Secrets:
+        return Secrets(self.previous, self.current, self.previous_expires_at_ms, self.number)
+
+    def finished(self) -> Secrets:
+        return Secrets(self.current, number=self.number)
 
 
 def proxy_text(
@@ -114,7 +131,10 @@ def proxy_text(
         "retry": {"max_attempts": options.attempts_max},
         "reliability": {
             "ops_keys": [OPS_KEY], "enable_retry": options.retries, "dlq_replay_worker_enabled": options.dlq_worker,
+            "ops_rate_max": 1_000_000,
         },
+        "approvals": {"replays": False},  # the operators of a workload are one
+        "audit": {"file": f"{folder}/audit.jsonl"},
         "store": {"url": URL if options.is_shared else f"sqlite:///{folder}/fairlead.db"},
         "nodes": [{"id": "*", "namespaces": list(namespaces)}],
         "clients": [{"id": "*", "tenant": "default"}],

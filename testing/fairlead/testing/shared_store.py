@@ -24,8 +24,7 @@ import trio
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.assembly import StartRefused
 from fairlead.proxy.config import ProxyConfig
-from fairlead.proxy.store.db import SQLITE, Cursor, Db
-from fairlead.proxy.store.sql import Engine
+from fairlead.proxy.store.db import SQLITE, Cursor, Db, Engine
 from fairlead.proxy.store.sqlite.migrate import migrate
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.sqlite import BATCH_JOBS_MAX, JOBS_WAITING_MAX, open_connection, run_batch
@@ -120,6 +119,11 @@ class SharedStore:
     def query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """What is committed now, for oracles."""
         return self.connection.execute(sql, parameters).fetchall()
+
+    def write_by_hand(self, sql: str, parameters: tuple[Any, ...] = ()) -> int:
+        """What somebody does who can write to the database, and no proxy is told. How many rows it changed."""
+        self.commits += 1
+        return self.connection.execute(sql, parameters).rowcount
 
     # -- for the composition root of a proxy
 
@@ -217,6 +221,7 @@ class SharedEngine:
     """One proxy's way to the database."""
 
     shared = True
+    warnings: Sequence[str] = ()
 
     def __init__(self, store: SharedStore, world: SimWorld) -> None:
         self._store, self._world, self._clock = store, world, store._clock
@@ -234,7 +239,7 @@ class SharedEngine:
         value: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return value
 
-    async def read(self, job: Callable[[Db], T]) -> T:
+    async def read(self, job: Callable[[Db], T], tenant: str | None = None) -> T:
         await self._enter()
         task = trio.lowlevel.current_task()
         self._store.waiting[task] = None

@@ -15,11 +15,12 @@ from typing import Final, TypeVar
 
 import trio
 
+from fairlead.runtime.append_file import AppendFile
 from fairlead.runtime.marks import FileMarks, Marks
 from fairlead.runtime.sqlite import Writer
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import Listener
-from fairlead.testing.disk import ProcessKilled, SimDisk
+from fairlead.testing.disk import ProcessKilled, SimAppender, SimDisk
 from fairlead.testing.network import Host, SimNetwork
 from fairlead.testing.scheduling import VirtualClock
 
@@ -105,6 +106,10 @@ class SimWorld:
         """A real file, as its pages outlive the process in production too."""
         self._must_live()
         return FileMarks(path, slots)
+
+    def open_append(self, path: Path) -> AppendFile:
+        self._must_live()
+        return SimAppender(path, self._disk, self._must_live)
 
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         """At once and in one piece: no other task runs meanwhile, and no virtual time passes."""

@@ -31,7 +31,7 @@ def test_every_code_has_exactly_one_row_and_one_family() -> None:
 
 def test_a_spelling_is_used_once() -> None:
     assert len({reason.value for reason in Reason}) == len({reason.value.lower() for reason in Reason})
-    assert all(re.fullmatch(r"[A-Z][A-Z0-9_]*|security_[a-z_]+", reason.value) for reason in Reason)
+    assert all(re.fullmatch(r"[A-Z][A-Z0-9_]*|(?:security|hitl)_[a-z_]+", reason.value) for reason in Reason)
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -52,7 +52,7 @@ def test_status_and_class_agree(reason: Reason) -> None:
         assert row.response is ResponseClass.RETRYABLE
     if row.status in (403, 404, 405, 413, 422, 431, 501, 505):
         assert row.response is ResponseClass.BLOCKED
-    if row.family is Family.SECURITY or row.status == 401:
+    if (row.family is Family.SECURITY and row.status != 503) or row.status == 401:
         assert row.response is not ResponseClass.RETRYABLE, "trying again does not make anybody trusted"
 
 

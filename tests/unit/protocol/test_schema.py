@@ -144,4 +144,4 @@ def test_names_that_are_no_identifiers(name: str) -> None:
 
 
 def test_a_parameter_is_positional_on_the_wire() -> None:
-    assert msgspec.to_builtins(Parameter("x")) == ["x", "any", True, False, (), ""]
+    assert msgspec.to_builtins(Parameter("x")) == ["x", "any", True, False, (), "", False]

@@ -12,11 +12,12 @@ from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.ops.dead_letters_api import DeadLettersApi
 from fairlead.proxy.store.records import DeadLetter
+from fairlead.runtime.gcra import Cell, Limit
 from fairlead.runtime.http.message import Request
 
 # Whatever is asked of it fails the test: these requests are refused before anything is looked at.
 NOTHING = cast("Any", None)
-API = DeadLettersApi(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 3, 300_000)
+API = DeadLettersApi(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, Limit(3, 300_000))
 VIEWER = Identity("viewer-1", "user", ("viewer",), ())
 OPERATOR = Identity("operator-1", "user", ("operator",), ())
 
@@ -53,10 +54,13 @@ async def test_a_request_that_names_no_records_or_names_them_twice_is_malformed(
 class _Uncounting:
     """A store that reads and cannot count."""
 
+    def bound_to(self, tenant: str) -> _Uncounting:
+        return self
+
     async def dead_letters(self, wanted: object) -> list[DeadLetter]:
         return []
 
-    async def rate_limit(self, key: str, limit: int, window_ms: int, now_ms: int) -> int:
+    async def rate_limit(self, key: str, limit: Limit, now_ms: int) -> Cell:
         raise sqlite3.OperationalError("disk I/O error")
 
 
@@ -70,7 +74,14 @@ class _Replayer:
 async def test_a_rate_limit_that_cannot_be_counted_lets_nothing_pass() -> None:
     world = SimpleNamespace(wall_ms=lambda: 1_000_000)
     api = DeadLettersApi(
-        cast("Any", world), NOTHING, cast("Any", _Uncounting()), NOTHING, cast("Any", _Replayer()), 3, 300_000
+        cast("Any", world),
+        NOTHING,
+        cast("Any", _Uncounting()),
+        NOTHING,
+        cast("Any", _Replayer()),
+        lambda: NOTHING,
+        NOTHING,
+        Limit(3, 300_000),
     )
     with pytest.raises(sqlite3.OperationalError):
         await api.replay(request(b'{"tenant": "a"}'), OPERATOR)

@@ -257,7 +257,13 @@ class Full:
     async def prune_guards(self, now_ms: int, limit: int, *, apply: bool) -> int:
         return 0
 
+    async def prune_rates(self, now_ms: int, limit: int) -> int:
+        return 0
+
     async def prune_audit(self, before_ms: int, limit: int) -> int:
+        return 0
+
+    async def renew_seals(self, limit: int, now_ms: int) -> int:
         return 0
 
     async def renew(self, node_id: str, runs: Any, lease_ms: int, now_ms: int) -> list[str]:
@@ -349,13 +355,25 @@ class Sibling:
         self.done.append("catch up")
 
 
+async def test_rates_that_another_proxy_cleared_are_forgotten_here(autojump_clock: MockClock) -> None:
+    world, there, cleared = MemoryWorld(MemoryNetwork(), 1), Sibling(), list[str]()
+    observer, parts = quiet_observer(world), (there, there)
+    siblings = Siblings(observer, there, *parts, "me", trio.lowlevel.checkpoint, cleared.append)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(siblings.run)
+        siblings.on_notice("rates", "ops:")
+        await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert cleared == ["ops:"]
+
+
 async def test_a_hint_that_makes_no_sense_is_refused_and_those_after_it_are_followed(
     autojump_clock: MockClock,
 ) -> None:
     """Whoever may connect to the database may say anything there."""
     world, there = MemoryWorld(MemoryNetwork(), 1), Sibling()
     observer, parts = quiet_observer(world), (there, there)
-    siblings = Siblings(observer, there, *parts, "me")  # type: ignore[arg-type]
+    siblings = Siblings(observer, there, *parts, "me", trio.lowlevel.checkpoint, lambda prefix: None)  # type: ignore[arg-type]
     nonsense = ("", "r1", "r1 x n1", "r1 -1 n1", f"r1 {'9' * 30} n1", "r1 ² n1")
     for payload in nonsense:
         siblings.on_notice("cancel", payload)

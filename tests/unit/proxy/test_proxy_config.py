@@ -10,7 +10,7 @@ import pytest
 from pydantic.fields import FieldInfo
 from tests.support.config_text import OPS_KEY, PREVIOUS, SECRET, all_keys, strong, to_toml, with_key
 
-from fairlead.proxy.config import REFUSED_PREFIXES, ProxyConfig, load_proxy_config
+from fairlead.proxy.config import ALIASES, REFUSED_PREFIXES, ProxyConfig, load_proxy_config
 from fairlead.runtime.config import ConfigError, environment_names, load
 from fairlead.runtime.config_model import core_type
 from fairlead.runtime.config_problems import bound
@@ -66,6 +66,7 @@ def changed(**sections: Any) -> dict[str, Any]:
 
 
 KEYS = list(all_keys(ProxyConfig))
+SECRET_OF_CALLERS = strong("callers")
 NUMBERS = [(path, field, array) for path, field, array in KEYS if core_type(field.annotation) is int]
 
 
@@ -295,6 +296,40 @@ TWO = [backend("lobby-1", 8081), backend("lobby-2", 8082)]
             "observability.host",
             "lets everybody operate",
         ),
+        # guards of the dispatch surface
+        ({"dispatch": {"require_auth": False}}, "dispatch.require_auth", "allowed in production: true"),
+        ({"dispatch": {"auth_mode": "off"}}, "dispatch.auth_mode", "allowed in production: observe, enforce"),
+        ({"dispatch": {"auth_mode": "observe"}}, "dispatch.auth_mode", "observe for ever"),
+        (
+            {"dispatch": {"integrity_mode": "off", "hmac_secret": strong("hmac")}},
+            "dispatch.integrity_mode",
+            "checks nothing",
+        ),
+        ({"dispatch": {"integrity_mode": "enforce"}}, "dispatch.integrity_mode", "no secret to judge"),
+        (
+            {"environment": "development", "dispatch": {"integrity_mode": "observe"}},
+            "dispatch.integrity_mode",
+            "no secret to judge",
+        ),
+        (
+            {"environment": "development", "dispatch": {"require_auth": False, "auth_mode": "observe"}},
+            "dispatch.auth_mode",
+            "require_auth = false does not ask for",
+        ),
+        ({"dispatch": {"nonce_ttl_ms": 599_999}}, "dispatch.nonce_ttl_ms", "2 x max_skew_ms = 600000"),
+        ({"dispatch": {"max_skew_ms": 300_001}}, "dispatch.nonce_ttl_ms", "signatures are still valid"),
+        (
+            {"dispatch": {"hmac_secret_previous": strong("hmac")}},
+            "dispatch.hmac_secret_previous",
+            "without a current",
+        ),
+        (
+            {"dispatch": {"hmac_secret": strong("hmac"), "hmac_secret_previous": strong("hmac")}},
+            "dispatch.hmac_secret_previous",
+            "is the current secret too",
+        ),
+        ({"dispatch": {"hmac_secret": "a" * 64}}, "dispatch.hmac_secret", "one byte repeated"),
+        ({"dispatch": {"observe_until": "tomorrow"}}, "dispatch.observe_until", "RFC 3339"),
         # the rest
         ({"limits": {"trusted_forwarders": ["10.0.0.1/8"]}}, "limits.trusted_forwarders[0]", "not a network"),
         ({"store": {"url": "postgresql://"}}, "store.url", "names no database"),
@@ -407,3 +442,40 @@ def test_the_shell_reads_the_file_and_the_secret_file(tmp_path):
         load_proxy_config(str(config), {})
     with pytest.raises(ConfigError, match="No such file"):
         load_proxy_config(str(tmp_path / "gone.toml"), {})
+
+
+@pytest.mark.parametrize(
+    ("keys", "modes"),
+    [
+        ({}, ("enforce", "off")),
+        ({"hmac_secret": SECRET_OF_CALLERS}, ("enforce", "enforce")),
+        ({"hmac_secret": SECRET_OF_CALLERS, "integrity_mode": "observe"}, ("enforce", "observe")),
+        ({"require_auth": False}, ("off", "off")),
+        ({"auth_mode": "off"}, ("off", "off")),
+        ({"auth_mode": "observe"}, ("observe", "off")),
+    ],
+)
+def test_what_the_guards_modes_are(keys: dict[str, Any], modes: tuple[str, str]) -> None:
+    dispatch = read(changed(environment="development", dispatch=keys)).dispatch
+    assert (dispatch.auth_mode_now, dispatch.integrity_mode_now) == modes
+
+
+def test_production_may_observe_until_a_day_that_it_names() -> None:
+    keys = {"auth_mode": "observe", "observe_until": "2030-01-31T12:00:00Z"}
+    assert read(changed(dispatch=keys)).dispatch.observe_until_ms == 1_896_091_200_000
+
+
+def test_runbook_001s_name_of_the_signing_secret_works_and_is_one_with_000s() -> None:
+    environ = {"SECURITY_PROXY_SECRET": SECRET, "RELIABILITY_OPS_KEYS": OPS_KEY}
+
+    def read_with(**names: str) -> ProxyConfig:
+        return load(
+            ProxyConfig, "schema_version = 1", "proxy.toml", {**environ, **names}, aliases=ALIASES,
+            refused_prefixes=REFUSED_PREFIXES, read_file=lambda name: "",
+        )  # fmt: skip
+
+    found = read_with(TRANSBOT_HMAC_SECRET=SECRET_OF_CALLERS)
+    assert found.dispatch.hmac_secrets == (bytes.fromhex(SECRET_OF_CALLERS),)
+    with pytest.raises(ConfigError, match=r"sets dispatch\.hmac_secret a second time") as caught:
+        read_with(TRANSBOT_HMAC_SECRET=SECRET_OF_CALLERS, DISPATCH_HMAC_SECRET=SECRET_OF_CALLERS)
+    assert SECRET_OF_CALLERS not in str(caught.value)

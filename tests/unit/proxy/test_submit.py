@@ -69,7 +69,7 @@ def refusal(**asked: Any) -> Refused:
 
 
 def test_a_body_says_what_it_wants_and_the_rest_has_defaults() -> None:
-    assert parse_one(b'{"command": "a:b"}') == Submission("a:b", {}, "any", "default", None, None)
+    assert parse_one(b'{"command": "a:b"}') == Submission("a:b", {}, "any", None, None, None)
     whole = (
         b'{"command":"a:b","args":{"x":[1]},"target":"n1","tenant":"t","idempotency_key":"k","deadline_ms":5}'
     )

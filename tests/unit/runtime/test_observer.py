@@ -14,6 +14,7 @@ from fairlead.runtime.observer import (
     RECENT_MAX,
     SAMPLE_LINES_MAX,
     SAMPLE_WINDOW_S,
+    Lately,
     Observer,
     Sampler,
 )
@@ -120,3 +121,34 @@ async def test_a_level_is_chosen_by_the_caller() -> None:
     observer, sink = make()
     observer.refused(Reason.DEADLINE_EXCEEDED, level="info")
     assert " INFO " in sink.lines[0]
+
+
+# -- lately
+
+
+def test_what_was_refused_lately_is_counted_by_family_and_reason() -> None:
+    lately = Lately(slot_s=10, slots_max=4)
+    for at in (5.0, 12.0, 12.5):
+        lately.add(Reason.QUEUE_FULL, at)
+    lately.add(Reason.SCOPE_MISSING, 31.0)
+    assert lately.within(10, 31.0) == {"security": {"SCOPE_MISSING": 1}}
+    assert lately.within(20, 31.0) == {"dispatch": {"QUEUE_FULL": 2}, "security": {"SCOPE_MISSING": 1}}
+    assert lately.within(3_600, 31.0)["dispatch"] == {"QUEUE_FULL": 3}
+    assert lately.within(10, 100.0) == {}
+
+
+def test_no_flood_takes_more_room_than_its_slots() -> None:
+    lately = Lately(slot_s=10, slots_max=4)
+    for at in range(1_000):
+        lately.add(Reason.QUEUE_FULL, float(at))
+    assert lately.within(3_600, 999.0) == {"dispatch": {"QUEUE_FULL": 40}}
+
+
+async def test_every_refusal_is_among_the_latest() -> None:
+    observer, _ = make()
+    for _ in range(SAMPLE_LINES_MAX + 10):
+        observer.refused(Reason.QUEUE_FULL)
+    now_s = trio.current_time()
+    assert observer.lately.within(300, now_s) == observer.rejects() == {
+        "dispatch": {"QUEUE_FULL": SAMPLE_LINES_MAX + 10}
+    }  # fmt: skip

@@ -9,13 +9,14 @@ after the message authenticated.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from fairlead.protocol.keys import IdentityKey, Role, derive
 from fairlead.protocol.preamble import Preamble
 from fairlead.protocol.reasons import Reason, Reject
+from fairlead.protocol.trust import TrustKey, link_trust_key, shared_trust_key
 
 T = TypeVar("T")
 SERVED_ROLES: Final = (Role.NODE, Role.CLIENT)
@@ -79,6 +80,13 @@ class KeyRing:
     previous_expires_at_ms: int = 0
     epochs: dict[tuple[int, str], int] = field(default_factory=dict)
     listed: Callable[[Role, str], bool] = lambda role, identity: True
+    distrusted: frozenset[tuple[int, str]] = (
+        frozenset()
+    )  # whose epoch is not known: somebody wrote it by hand
+    whole: bool = True  # false: so it is of everybody
+    trust_secrets: tuple[bytes, ...] = field(
+        default=(), repr=False
+    )  # for trust tokens, the current one first
 
     def lookup(self, claim: Preamble, now_ms: int) -> IdentityKey | Reject:
         """The key that must prove the claim, chosen by its public id; or why there is none."""
@@ -86,6 +94,10 @@ class KeyRing:
             return Reject(Reason.ROLE_NOT_SERVED, f"role {claim.role.name.lower()}")
         if not self.listed(claim.role, claim.identity):
             return Reject(Reason.IDENTITY_NOT_LISTED, claim.identity)
+        if not self.whole or (int(claim.role), claim.identity) in self.distrusted:
+            return Reject(
+                Reason.SECURITY_SEAL_INVALID, f"which keys of {claim.identity} are revoked is not known"
+            )
         epoch = self.epochs.get((int(claim.role), claim.identity), 0)
         current = derive(self.secret, claim.role, claim.identity, epoch)
         if claim.key_id == current.key_id:
@@ -102,6 +114,39 @@ class KeyRing:
                     return Reject(Reason.IDENTITY_REVOKED, f"{claim.identity} holds a key of epoch {earlier}")
         detail = f"{claim.identity} holds {claim.key_id.hex()}, expected {current.key_id.hex()}"
         return Reject(Reason.HANDSHAKE_KEY_UNKNOWN, detail)
+
+    def trust_key(self, node_id: str, link_key_id: bytes, held: Collection[bytes]) -> tuple[TrustKey, str]:
+        """The key for a node's trust tokens, of those whose ids it says it holds; and which that is: "current",
+        "previous", or "none" where it holds none of ours and will believe nothing."""
+        if self.trust_secrets:
+            keys = [shared_trust_key(secret, node_id) for secret in self.trust_secrets]
+        else:
+            epoch = self.epochs.get((int(Role.NODE), node_id), 0)
+            secrets = [secret for secret in (self.secret, self.previous) if secret is not None]
+            channel = [derive(secret, Role.NODE, node_id, epoch) for secret in secrets]
+            # That of the link, or of the secret whose key it is not any more: the epoch was raised a moment ago.
+            mine = next((key for key in channel if key.key_id == link_key_id), channel[0])
+            keys = [link_trust_key(mine.psk)]
+        for name, key in zip(("current", "previous"), keys, strict=False):
+            if key.key_id in held:
+                return key, name
+        return keys[0], "none"
+
+    def rekey(
+        self,
+        secret: bytes,
+        previous: bytes | None,
+        previous_expires_at_ms: int,
+        trust_secrets: tuple[bytes, ...],
+    ) -> None:
+        """Use other secrets from now on. Links that stand are not asked again."""
+        self.secret, self.previous = secret, previous
+        self.previous_expires_at_ms, self.trust_secrets = previous_expires_at_ms, trust_secrets
+
+    def needs_previous(self, key_id: bytes, identity: str, role: Role = Role.NODE) -> bool:
+        """Whether a key is the identity's under the previous secret, and worth something still."""
+        epoch = self.epochs.get((int(role), identity), 0)
+        return self.previous is not None and key_id == derive(self.previous, role, identity, epoch).key_id
 
     def name_of(self, key_id: bytes, identity: str, role: Role = Role.NODE) -> str:
         """ "current" or "previous", for status and metrics."""

@@ -10,6 +10,7 @@ Invariants: nothing is taken before CLIENT_HELLO; an id has at most `links_max` 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -29,6 +30,7 @@ from fairlead.runtime.version import SOFTWARE
 from fairlead.runtime.world import World
 
 NOTICES_MAX: Final = 20
+KEY_IDS_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class LinkedClient:
     runs_open_max: int
     body_bytes_max: int
     send: Callable[[m.Message], Reject | None]
+    address: str = ""
 
 
 class DeskSession(Protocol):
@@ -79,11 +82,13 @@ class ClientLink:
             LinkedClient(
                 self.client_id,
                 m.Identity(
-                    f"client:{self.client_id}", "service", scopes=grant.scopes, tenant=grant.tenant
+                    f"client:{self.client_id}", "service", ("operator",) if grant.scopes else (), grant.scopes,
+                    grant.tenant, auth="link", reads="self",
                 ),
                 grant.runs_open_max,
                 links.settings.bounds.payload_bytes_max - ENVELOPE_HEADER_BYTES_MAX,
                 pump.send,
+                address,
             )
         )  # fmt: skip
 
@@ -186,6 +191,7 @@ class ClientLinks:
         self.fleet_id, self.args_bytes_max = fleet_id, args_bytes_max
         self._grants, self._keys = grants, keys
         self._links: dict[str, list[ClientLink]] = {}
+        self._key_ids: OrderedDict[str, bytes] = OrderedDict()  # with which each linked last
         metrics = observer.metrics
         metrics.computed(
             "client_links", "Links of applications by the key they use.", ("key",), self._count_keys
@@ -210,6 +216,10 @@ class ClientLinks:
             return await self._leave(pump)
         link = ClientLink(self, pump, established, address, grant)
         mine.append(link)
+        self._key_ids[client_id] = established.key_id
+        self._key_ids.move_to_end(client_id)
+        if len(self._key_ids) > KEY_IDS_MAX:
+            self._key_ids.popitem(last=False)
         ended = Reject(Reason.LINK_TRUNCATED, "the proxy stopped or failed")
         try:
             ended = await link.run()
@@ -251,6 +261,25 @@ class ClientLinks:
     def key_name(self, link: ClientLink) -> str:
         """ "current" or "previous"."""
         return self._keys.name_of(link.established.key_id, link.client_id, Role.CLIENT)
+
+    def on_previous(self) -> dict[str, bool]:
+        """The applications whose last key was one of the previous secret, and whether one is linked with it now."""
+        linked = {link.client_id for link in self.all() if self._needs_previous(link.established)}
+        last = (
+            client_id
+            for client_id, key_id in self._key_ids.items()
+            if self._keys.needs_previous(key_id, client_id, Role.CLIENT)
+        )
+        return {client_id: client_id in linked for client_id in sorted({*linked, *last})}
+
+    def end_outdated(self, reason: Reason, detail: str) -> None:
+        """End every link that was not opened under the current secret."""
+        for link in self.all():
+            if self.key_name(link) != "current":
+                link.end(reason, detail)
+
+    def _needs_previous(self, established: Established) -> bool:
+        return self._keys.needs_previous(established.key_id, established.identity, Role.CLIENT)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every linked application, as /status shows it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -24,13 +25,14 @@ from fairlead.proxy.control.nodes import NodeRecord, NodeState, NodeTable
 from fairlead.proxy.control.registry import Change, RegistryOwner, restore
 from fairlead.proxy.control.settings import ControlSettings
 from fairlead.proxy.store.interface import Store
-from fairlead.proxy.store.records import NodeOverride, Report
+from fairlead.proxy.store.records import EVERY_NODE, AuditEvent, NodeOverride, Report
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.version import SOFTWARE
 from fairlead.runtime.world import World
 
 FANOUT_YIELD_EVERY: Final = 50
 REFUSALS_TOLD_MAX: Final = 100
+NAMES_AUDITED_MAX: Final = 50
 
 
 class Dispatch(Protocol):
@@ -68,8 +70,9 @@ class Control:
         self.links: dict[str, NodeLink] = {}
         self.rejects: dict[str, Counter[str]] = {}
         self._publishing = trio.Lock()
-        for override in overrides.values():
-            self._apply(override)
+        self._overrides = dict(overrides)
+        for node_id in {*nodes.nodes, *overrides} - {EVERY_NODE}:
+            self._apply(replace(self._decided(node_id), node_id=node_id))
         metrics = observer.metrics
         self._acks = metrics.counter("registry_acks_total", "Registry changes acknowledged by nodes.")
         self._nacks = metrics.counter(
@@ -144,12 +147,15 @@ class Control:
             older.end(Reason.LINK_DISPLACED, f"by {link.address}")
             with trio.move_on_after(self.settings.handshake_timeout_s):
                 await older.ended.wait()
+        if not record.links:  # seen for the first time: what counts for every node counts for it
+            self._apply(replace(self._decided(link.node_id), node_id=link.node_id))
         link.incarnation, link.introduced = hello.incarnation, True
         self.links[link.node_id] = link
         record.linked(hello, trio.current_time())
         record.address = link.address
         record.key_id = link.established.key_id.hex()
-        record.key = self.keys.name_of(link.established.key_id, link.node_id)
+        link.trust_key_ids = hello.trust_key_ids
+        self._name_keys(link, record)
         record.wire_version = link.established.version
         settings = self.settings
         link.send(
@@ -164,6 +170,24 @@ class Control:
             software=hello.software, incarnation=hello.incarnation,
         )  # fmt: skip
         await self._dispatch.node_linked(link, record)
+
+    def _name_keys(self, link: NodeLink, record: NodeRecord) -> None:
+        key_id = link.established.key_id
+        record.key = self.keys.name_of(key_id, link.node_id)
+        link.trust_key, record.trust_key = self.keys.trust_key(link.node_id, key_id, link.trust_key_ids)
+
+    def rekeyed(self) -> None:
+        """The key ring holds other secrets. Links stand; what they are called changes, and what is said over them is
+        believed from now on under the keys that the nodes hold."""
+        for link in self.links.values():
+            self._name_keys(link, self.nodes.record(link.node_id))
+
+    def end_outdated(self, reason: Reason, detail: str) -> None:
+        """End every link that was not opened under the current secret."""
+        for link in list(self.links.values()):
+            if self.keys.name_of(link.established.key_id, link.node_id) != "current":
+                link.end(reason, detail)
+        self.clients.end_outdated(reason, detail)
 
     def on_lost(self, link: NodeLink, ended: Reject) -> None:
         """A link ended, for whatever reason. Nothing but the link is forgotten."""
@@ -198,7 +222,7 @@ class Control:
             async with self._publishing:
                 announced = self.registry.announce(link.node_id, granted, descriptors)
                 while announced.change is not None and not await self._publish(
-                    announced.change, link.node_id
+                    announced.change, link.node_id, self._announced(link, announced.change)
                 ):
                     announced = self.registry.announce(link.node_id, granted, descriptors)
         except Exception as error:  # not durable, so not in force; the node announces again
@@ -216,7 +240,7 @@ class Control:
         if final:
             self._dispatch.node_changed(record)
 
-    async def remove(self, name: str) -> int:
+    async def remove(self, name: str, event: AuditEvent) -> int:
         """Take a command out of the registry. Returns the new generation. Raises Refused."""
         async with self._publishing:
             if self.registry.registry.get(name) is None:
@@ -224,19 +248,36 @@ class Control:
             while True:
                 change = self.registry.plan((), (name,))
                 assert isinstance(change, Change), "a registry does not grow by a removal"
-                if await self._publish(change, "") or self.registry.registry.get(name) is None:
+                if await self._publish(change, "", event) or self.registry.registry.get(name) is None:
                     break
         for record in self.nodes.nodes.values():
             if record.offers.pop(name, None) is not None:
                 self._dispatch.node_changed(record)
         return self.registry.position.generation
 
-    async def _publish(self, change: Change, source: str) -> bool:
+    def _announced(self, link: NodeLink, change: Change) -> AuditEvent:
+        """What a node's announcement changes, for the audit trail."""
+        names = [item.descriptor.name for item in change.upserts]
+        detail = {
+            "generation": change.registry.position.generation, "upserts": names[:NAMES_AUDITED_MAX],
+            "removals": list(change.removals)[:NAMES_AUDITED_MAX],
+            "digest": change.registry.position.digest.hex(),
+        }  # fmt: skip
+        count = len(names) + len(change.removals)
+        return AuditEvent(
+            "registry_changed", self.world.wall_ms(), f"node:{link.node_id}", "", link.node_id, count, count, 0,
+            detail, auth="link", address=self.nodes.record(link.node_id).address,
+            before_hash=self.registry.position.digest.hex(), after_hash=change.registry.position.digest.hex(),
+            id=self.world.new_id(),
+        )  # fmt: skip
+
+    async def _publish(self, change: Change, source: str, event: AuditEvent) -> bool:
         """Durable first, then in force, then to every node. Caller holds the lock. False: another proxy published
         before us; its registry is in force now, and the change has to be planned anew."""
         upserts = {item.descriptor.name: (item.canonical, source) for item in change.upserts}
         generation = change.registry.position.generation
-        if not await self._store.save_registry(generation, upserts, change.removals, self.world.wall_ms()):
+        now_ms = self.world.wall_ms()
+        if not await self._store.save_registry(generation, upserts, change.removals, now_ms, event):
             if not await self._adopt_stored():  # neither may ours follow it, nor can it be followed
                 raise Refused(
                     Reason.STORE_UNAVAILABLE, "the stored registry is another and cannot be adopted"
@@ -254,15 +295,18 @@ class Control:
         """Adopt what another proxy of the fleet published or decided, if anything."""
         async with self._publishing:
             await self._adopt_stored()
-        for override in (await self._store.node_overrides()).values():
-            record = self.nodes.record(override.node_id)
+        self._overrides = dict(await self._store.node_overrides())
+        for node_id in {*self.nodes.nodes, *self._overrides} - {EVERY_NODE}:
+            override, record = replace(self._decided(node_id), node_id=node_id), self.nodes.record(node_id)
             if (record.paused, record.drained_by_operator) != (override.paused, override.draining):
                 self._apply(override)
                 link = self.links.get(override.node_id)
                 if link is not None:
                     link.send(m.NodeControl(override.paused, override.draining))
                 self._dispatch.node_changed(record)
-        for (role, identity), epoch in (await self._store.key_epochs()).items():
+        known = await self._store.key_epochs()
+        self.keys.distrusted, self.keys.whole = known.distrusted, known.whole
+        for (role, identity), epoch in known.epochs.items():
             if self.keys.epochs.get((role, identity), 0) < epoch:
                 self.keys.epochs[role, identity] = epoch
                 link = self.links.get(identity) if role == Role.NODE else None
@@ -332,17 +376,20 @@ class Control:
 
     # -- what operators do
 
-    def resync(self, node_id: str) -> None:
+    async def resync(self, node_id: str, event: AuditEvent) -> None:
         """Send a whole snapshot, whatever the node holds. Raises Refused."""
+        self._link(node_id)
+        await self._store.audit(event)
         link = self._link(node_id)
         sync = self.nodes.record(node_id).sync
         held = sync.held or self.registry.position
         self._push(link, sync.requested(held, True, self.registry))
 
     async def override(
-        self, node_id: str, by: str, *, paused: bool | None = None, draining: bool | None = None
+        self, node_id: str, event: AuditEvent, *, paused: bool | None = None, draining: bool | None = None
     ) -> NodeOverride:
         """Pause, resume, drain or undrain a node; survives restarts of both. Raises Refused."""
+        by = event.principal
         record = self.nodes.nodes.get(node_id)
         if record is None:
             raise Refused(Reason.NODE_UNKNOWN, node_id)
@@ -353,7 +400,8 @@ class Control:
             self.world.wall_ms(),
             by,
         )
-        await self._store.save_node_override(override)
+        await self._store.save_node_override(override, event)
+        self._overrides[node_id] = override
         self._apply(override)
         self.observer.log.info(
             "node_override", node=node_id, paused=override.paused, draining=override.draining, by=by
@@ -364,19 +412,30 @@ class Control:
         self._dispatch.node_changed(record)
         return override
 
-    async def revoke(self, node_id: str, by: str) -> int:
+    async def revoke(self, node_id: str, event: AuditEvent) -> int:
         """Make every key the node holds worthless and end its link. Returns the new epoch."""
-        epoch = await self._store.raise_key_epoch(int(Role.NODE), node_id, self.world.wall_ms(), by)
+        by = event.principal
+        link = self.links.get(node_id)
+        try:
+            epoch = await self._store.raise_key_epoch(
+                int(Role.NODE), node_id, self.world.wall_ms(), by, event
+            )
+        except Refused as error:  # nobody knows its epoch: no link of it is opened, and none stays
+            if link is not None and error.reason is Reason.SECURITY_SEAL_INVALID:
+                link.end(Reason.IDENTITY_REVOKED, f"by {by}")
+            raise
         self.keys.epochs[int(Role.NODE), node_id] = epoch
         self.observer.log.warning("identity_revoked", node=node_id, epoch=epoch, by=by)
-        link = self.links.get(node_id)
         if link is not None:
             link.end(Reason.IDENTITY_REVOKED, f"by {by}")
         return epoch
 
-    async def revoke_client(self, client_id: str, by: str) -> int:
+    async def revoke_client(self, client_id: str, event: AuditEvent) -> int:
         """Make every key the application holds worthless and end its links. Returns the new epoch."""
-        epoch = await self._store.raise_key_epoch(int(Role.CLIENT), client_id, self.world.wall_ms(), by)
+        by = event.principal
+        epoch = await self._store.raise_key_epoch(
+            int(Role.CLIENT), client_id, self.world.wall_ms(), by, event
+        )
         self.keys.epochs[int(Role.CLIENT), client_id] = epoch
         self.observer.log.warning("identity_revoked", client=client_id, epoch=epoch, by=by)
         self.clients.end(client_id, Reason.IDENTITY_REVOKED, f"by {by}")
@@ -386,6 +445,10 @@ class Control:
         for link in list(self.links.values()):
             link.end(reason, detail)
         self.clients.close_all(reason, detail)
+
+    def _decided(self, node_id: str) -> NodeOverride:
+        """What counts for a node: its own, or what counts for every other one."""
+        return self._overrides.get(node_id) or self._overrides.get(EVERY_NODE) or NodeOverride(node_id)
 
     def _apply(self, override: NodeOverride) -> None:
         record = self.nodes.record(override.node_id)
@@ -423,6 +486,7 @@ class Control:
             "labels": record.labels,
             "key": record.key,
             "key_id": record.key_id,
+            "trust_key": record.trust_key,
             "paused": record.paused,
             "draining": record.draining,
             "queue": {"running": record.running, "waiting": record.waiting, "capacity": record.capacity},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
 import trio
 
 from fairlead.protocol import messages as m
@@ -22,6 +23,7 @@ from fairlead.protocol.channel import (
 )
 from fairlead.protocol.keys import Role
 from fairlead.protocol.reasons import Reason, Reject
+from fairlead.protocol.trust import TrustKey, make
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing
 from fairlead.proxy.control.client_link import ClientLinks
 from fairlead.proxy.control.nodes import NodeTable
@@ -61,6 +63,8 @@ class NodeLink:
         self.node_id = established.identity
         self.incarnation = ""
         self.introduced = False
+        self.trust_key: TrustKey | None = None  # known once it introduced itself
+        self.trust_key_ids: tuple[bytes, ...] = ()
         self._notices = 0
         self.ended = trio.Event()
 
@@ -76,6 +80,13 @@ class NodeLink:
         refused = self._pump.send_encoded(number, body)
         if refused is not None:
             self._control.observer.refused(refused.reason, refused.detail, node=self.node_id)
+
+    def trusted(self, delivery: m.Deliver, now_ms: int) -> m.Deliver:
+        """The delivery with its trust token for the node of this link."""
+        assert self.trust_key is not None, "nothing is delivered before HELLO"
+        ttl_ms = self._control.settings.token_ttl_ms
+        token = make(self.trust_key, delivery, self.node_id, self.incarnation, now_ms, ttl_ms)
+        return msgspec.structs.replace(delivery, trust=token)
 
     def end(self, reason: Reason, detail: str = "") -> None:
         self._pump.end(reason, detail)

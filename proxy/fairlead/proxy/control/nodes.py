@@ -40,6 +40,7 @@ class NodeRecord:
     address: str = ""
     key: str = ""
     key_id: str = ""
+    trust_key: str = ""  # current, previous, or none where the node holds none of ours
     wire_version: int = 0
     software: str = ""
     incarnation: str = ""

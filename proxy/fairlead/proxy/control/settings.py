@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fairlead.protocol.envelope import ChannelLimits
+from fairlead.protocol.trust import TTL_MS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +30,4 @@ class ControlSettings:
     node_timeout_s: float
     lease_ms: int
     grants: Mapping[str, tuple[str, ...]]  # node id or prefix* -> namespaces
+    token_ttl_ms: int = TTL_MS_DEFAULT

@@ -13,7 +13,7 @@ bounded, and what does not fit is let go: its lease runs out and it is claimed a
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -212,6 +212,10 @@ class Callbacks:
             if not self._under_way[host]:
                 del self._under_way[host]
             self._start(nursery)
+
+    def rekey(self, secrets: tuple[bytes, ...]) -> None:
+        """Sign with other secrets from now on."""
+        self._settings = replace(self._settings, secrets=secrets)
 
     async def _attempt(self, due: CallbackDue) -> Step:
         outcome = await self._send(due)

@@ -80,7 +80,7 @@ class Deliveries:
             if link is not None and attempt.cancelled and again:
                 link.send(m.Cancel(attempt.run_id, attempt.fence), attempt.correlation_id)
                 continue
-            message = self._message(slot, attempt) if link is not None and not self._halted() else None
+            message = None if link is None or self._halted() else self._message(link, slot, attempt, now_ms)
             if slot is not None and message is not None:
                 if attempt.run_id not in slot.outstanding:
                     # The link is another than when the run was claimed; what is sent over it is watched over it.
@@ -113,15 +113,16 @@ class Deliveries:
             for attempt, _ in part:
                 self._outbox.delivered(now_ms - (attempt.due_at_ms or attempt.accepted_at_ms))
 
-    def _message(self, slot: Slot | None, attempt: Attempt) -> m.Deliver | None:
+    def _message(self, link: NodeLink, slot: Slot | None, attempt: Attempt, now_ms: int) -> m.Deliver | None:
         item = self._registry().get(attempt.command)
         if slot is None or slot.incarnation != attempt.incarnation or item is None:
             return None
-        return m.Deliver(
+        message = m.Deliver(
             attempt.run_id, attempt.root_id or attempt.run_id, attempt.fence, attempt.command, item.digest,
             attempt.args_json, _identity(attempt.identity_json), attempt.tenant, attempt.deadline_at_ms,
             attempt.timeout_ms, attempt.accepted_at_ms, attempt.is_retry, attempt.correlation_id,
         )  # fmt: skip
+        return link.trusted(message, now_ms)
 
     def give_back_unsent(self, attempt: Attempt) -> None:
         """Nothing was sent under this fence, and this proxy knows it: the run may go elsewhere."""

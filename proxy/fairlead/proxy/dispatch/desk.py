@@ -24,7 +24,8 @@ from fairlead.protocol.reasons import Reason, Refused
 from fairlead.protocol.registry import Item, Registry
 from fairlead.protocol.schema import argument_problems
 from fairlead.proxy.control.client_link import LinkedClient
-from fairlead.proxy.dispatch.submit import NodesView, Planned, SubmitLimits, build, resolve
+from fairlead.proxy.dispatch.privileged import guarded, is_privileged
+from fairlead.proxy.dispatch.submit import NodesView, Planned, SubmitLimits, build, check_permission, resolve
 from fairlead.proxy.dispatch.waiters import STORE_FAILURES, Waiters
 from fairlead.proxy.store.interface import AcceptOutcome
 from fairlead.proxy.store.records import Accepted, RunResult, RunStatus
@@ -93,7 +94,7 @@ class Session:
         self._cancelled: list[str] = []
         self._something, self._something_else = trio.Event(), trio.Event()
         self._registry: Registry | None = None
-        self._commands: dict[str, tuple[Item, ArgumentCheck]] = {}
+        self._commands: dict[str, tuple[Item, ArgumentCheck, bool]] = {}
         self._listener = self._on_ended
         self.submitted = 0
 
@@ -181,7 +182,7 @@ class Session:
             else:
                 for outcome in outcomes:
                     if type(outcome) is Accepted:
-                        if outcome.run_id not in quiet:
+                        if outcome.run_id not in quiet or outcome.status is RunStatus.PENDING_APPROVAL:
                             told.append(m.SubmitOutcome(outcome.run_id, outcome.status.value))
                         if outcome.replayed or outcome.status.terminal:
                             earlier.append(outcome.run_id)
@@ -243,8 +244,12 @@ class Session:
         known = self._commands.get(asked.command)
         if known is None:
             item = resolve(registry, asked.command)
-            known = self._commands[asked.command] = (item, ArgumentCheck(item))
-        item, check = known
+            check_permission(item, self._client.identity, desk.bounds)
+            known = self._commands[asked.command] = (
+                item, ArgumentCheck(item),
+                is_privileged(item.descriptor) or desk.bounds.approvals.terms(item) is not None,
+            )  # fmt: skip
+        item, check, privileged = known
         args_json = asked.args_json
         if len(args_json) > desk.bounds.args_bytes_max:
             raise Refused(
@@ -257,12 +262,15 @@ class Session:
             raise Refused(Reason.BODY_MALFORMED, f"args: {error}") from error
         if problems:
             raise Refused(Reason.ARGUMENTS_INVALID, "; ".join(problems))
-        return build(
+        planned = build(
             item, args_json, asked.target, desk.nodes, self._identity_json, self._tenant, asked.run_id,
             asked.run_id, now_ms, desk.bounds, deadline_ms=asked.deadline_ms or None, delay_ms=asked.delay_ms,
             ordering_key=asked.ordering_key, priority=asked.priority, callback_url=asked.callback_url,
             new_id=desk.world.new_id, chosen_id=True,
         )  # fmt: skip
+        if privileged:
+            return guarded(planned, self._client.identity, desk.bounds, self._client.address)
+        return planned
 
     async def _watch_and_cancel(self) -> None:
         while True:

@@ -31,14 +31,17 @@ from fairlead.proxy.dispatch.settler import Settler
 from fairlead.proxy.dispatch.submit import Planned
 from fairlead.proxy.dispatch.upkeep import Retention, Upkeep
 from fairlead.proxy.dispatch.waiters import Waiters
+from fairlead.proxy.store.approval_records import Approval, NewVote
 from fairlead.proxy.store.interface import AcceptOutcome, Store
 from fairlead.proxy.store.records import (
     Accepted,
     AgentControl,
     Assignment,
     Attempt,
+    AuditEvent,
     CancelOutcome,
     NewRun,
+    NonceReservation,
     Report,
     Verdict,
 )
@@ -98,6 +101,7 @@ class Dispatcher:
             world, observer, store, self.deliveries, self.settler, settings.lease_ms, settings.retention
         )
         self._redeliver: dict[str, list[Attempt]] = {}
+        self._digests_of: tuple[Registry | None, Mapping[str, str]] = None, {}
         self._accepting = 0  # runs without a node whose acceptance is under way
         metrics = observer.metrics
         self._accepted = metrics.counter("runs_accepted_total", "Runs accepted durably.").cell()
@@ -150,8 +154,11 @@ class Dispatcher:
         paused = [name for name, control in self.controls.items() if control.paused]
         return [*paused, EVERYBODY] if self.outbox_off and EVERYBODY not in paused else paused
 
-    async def accept(self, planned: Sequence[Planned]) -> list[AcceptOutcome]:
-        """Accept all of them in one transaction. Raises Refused where none was accepted."""
+    async def accept(
+        self, planned: Sequence[Planned], nonce: NonceReservation | None = None
+    ) -> list[AcceptOutcome]:
+        """Accept all of them in one transaction, with the nonce of the request that submits them. Raises Refused where
+        none was accepted."""
         self.check_open()
         self.check_room(
             {each.run.tenant for each in planned}, sum(len(each.run.children) or 1 for each in planned)
@@ -161,7 +168,9 @@ class Dispatcher:
         unassigned = sum(each.assignment is None for run in runs for each in run.children or (run,))
         self._accepting += unassigned
         try:
-            outcomes = await self._store.accept(runs)
+            outcomes = await (
+                self._store.accept(runs, nonce, self._world.wall_ms()) if nonce else self._store.accept(runs)
+            )
         except BaseException as error:
             self._release(runs)
             if isinstance(error, Refused) and error.reason is Reason.STORE_UNAVAILABLE:
@@ -187,7 +196,10 @@ class Dispatcher:
         return outcomes
 
     def _assign(self, run: NewRun, paused: set[str]) -> NewRun:
-        """Pin to a node that has room now, unless it has to wait: for others, for its turn, or for its time."""
+        """Pin to a node that has room now, unless it has to wait: for somebody's approval, for others, for its turn, or
+        for its time."""
+        if run.approval_id:
+            return run
         if run.children:
             children = tuple(self._assign(child, paused) for child in run.children)
             return msgspec.structs.replace(run, children=children)
@@ -216,6 +228,9 @@ class Dispatcher:
         attempts: list[Attempt] = []
         for run in runs:
             for each in run.children or (run,):
+                if each.approval_id:
+                    self.outbox.for_approval += 1
+                    continue
                 given = each.assignment
                 if given is None:
                     self.outbox.waits(each.target_node, each.not_before_ms - each.accepted_at_ms)
@@ -243,7 +258,9 @@ class Dispatcher:
             for run_id, each in (await self.waiters.wait(run_ids, timeout_s)).items()
         }  # fmt: skip
 
-    async def cancel(self, run_id: str, by: str, principal: str | None) -> CancelOutcome:
+    async def cancel(
+        self, run_id: str, by: str, principal: str | None, event: AuditEvent | None = None
+    ) -> CancelOutcome:
         """Cancel a run: at once where it waits, else when its node confirms. `principal`: only that one's own runs.
         Raises Refused."""
         found = await self._store.run(run_id)
@@ -251,7 +268,7 @@ class Dispatcher:
             raise Refused(Reason.RUN_UNKNOWN, run_id)
         if principal is not None and found["submitted_by"][0] != principal:
             raise Refused(Reason.RUN_NOT_OWNED, run_id)
-        outcome = await self._store.cancel(run_id, by, self._world.wall_ms())
+        outcome = await self._store.cancel(run_id, by, self._world.wall_ms(), event)
         if outcome is None:
             raise Refused(Reason.RUN_UNKNOWN, run_id)
         if outcome.status.terminal and not outcome.ended:
@@ -261,6 +278,17 @@ class Dispatcher:
             self.deliveries.cancel(each_id, fence, node_id)
         await self.settler.ended(outcome.ended, f"by {by}")
         return outcome
+
+    async def vote(self, asked: NewVote) -> Approval:
+        """Count a vote; what it was the last one for goes on, or ends. Raises Refused."""
+        decision = await self._store.vote(asked, self._world.wall_ms())
+        if decision is None:
+            raise Refused(Reason.APPROVAL_UNKNOWN, asked.approval_id[:80])
+        await self.settler.ended(decision.ended, f"by {asked.principal}")
+        if decision.refused is not None:
+            raise Refused(decision.refused, decision.why)
+        self.outbox.look_soon()
+        return decision.approval
 
     async def settle_outside(self, report: Report, correlation_id: str) -> Verdict:
         """A report that came another way than over its node's link."""
@@ -379,7 +407,7 @@ class Dispatcher:
         lease_ms, now_ms, news = self._settings.lease_ms, self._world.wall_ms(), self.outbox.news
         attempts = await self._store.claim(
             slot.node_id, slot.incarnation, sorted(slot.offers), limit, lease_ms, now_ms, paused,
-            anybodys=self.fleet.takes_anybodys(slot),
+            anybodys=self.fleet.takes_anybodys(slot), digests=self._digests(),
         )  # fmt: skip
         for attempt in attempts:
             self.outbox.taken(attempt.target_node)
@@ -393,6 +421,13 @@ class Dispatcher:
             slot.not_before_s = max(slot.not_before_s, trio.current_time() + FOUND_NOTHING_PAUSE_S)
         elif self.outbox.due_total:
             self.outbox.claimable.set()
+
+    def _digests(self) -> Mapping[str, str]:
+        """Of every command's descriptor, as it is now; worked out once for each registry."""
+        registry = self._registry()
+        if registry is not self._digests_of[0]:
+            self._digests_of = registry, {name: item.digest.hex() for name, item in registry.items.items()}
+        return self._digests_of[1]
 
     async def _renew_loop(self) -> None:
         while True:

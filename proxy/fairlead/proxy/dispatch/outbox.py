@@ -26,6 +26,7 @@ class Outbox:
         self._world, self._store = world, store
         self.due: dict[str, int] = {}  # by target node; "" means any
         self.delayed = 0  # their moment has not come
+        self.for_approval = 0  # until somebody approves
         self.next_due_s = float("inf")  # on trio's clock
         self.claimable = trio.Event()
         self.news = 0  # grows with everything after which a node that found nothing may find something
@@ -45,6 +46,12 @@ class Outbox:
             lambda: {(): self.delayed},
         )
         metrics.computed(
+            "runs_pending_approval",
+            "Runs waiting for somebody's approval.",
+            (),
+            lambda: {(): self.for_approval},
+        )
+        metrics.computed(
             "outbox_lag_quantile_seconds",
             "Lag of the last ten minutes' deliveries.",
             ("quantile",),
@@ -61,7 +68,7 @@ class Outbox:
 
     @property
     def waiting_total(self) -> int:
-        return self.due_total + self.delayed
+        return self.due_total + self.delayed + self.for_approval
 
     def waits(self, target_node: str, wait_ms: int) -> None:
         """A run was accepted that no node was given: due at once, or after `wait_ms`."""
@@ -114,6 +121,7 @@ class Outbox:
 
     def adopt(self, waiting: Waiting, now_ms: int) -> None:
         self.due, self.delayed = dict(waiting.due), waiting.delayed
+        self.for_approval = waiting.for_approval
         self._oldest_due_at_ms = waiting.oldest_due_at_ms
         self.next_due_s = float("inf")
         if waiting.next_due_at_ms is not None:

@@ -8,20 +8,19 @@ what ended has failed.
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from fairlead.protocol.reasons import Reason
+from fairlead.proxy.store.approval_rules import replay_hash
 from fairlead.proxy.store.records import Budget, DeadLetter, DeadLetterState, Replay
 
 STAGES: Final = (1, 6, 31)  # how many may have been started in all; after the last stage: the rest
 # Guards that time does not open: the record goes back to the queue instead of waiting.
 LASTING: Final = frozenset({
     Reason.DLQ_MAX_REPLAYS, Reason.DLQ_NOT_TRANSIENT, Reason.DLQ_NOT_QUEUED, Reason.RUN_UNKNOWN,
+    Reason.SECURITY_SEAL_INVALID,
 })  # fmt: skip
 EVERYBODY: Final = "*"
 
@@ -144,13 +143,12 @@ def _over_budget(
 
 def _hash(judged: Sequence[Judged], forced: bool) -> str:
     """Changes with any record that runs, its last run, or what it cost so far."""
-    facts = sorted(
+    facts = [
         (each.record.id, each.record.run_id, each.record.replay_count)
         for each in judged
         if each.reason is None
-    )
-    raw = msgspec.json.encode([forced, facts])
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    ]
+    return replay_hash(forced, facts)
 
 
 class Course(enum.Enum):

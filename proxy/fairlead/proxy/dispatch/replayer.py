@@ -23,6 +23,7 @@ from fairlead.proxy.dispatch.replay import (
 )
 from fairlead.proxy.store.interface import Store
 from fairlead.proxy.store.records import (
+    ApprovalTerms,
     AuditEvent,
     DeadLetter,
     DeadLetterFilter,
@@ -50,9 +51,11 @@ class Replayer:
         dispatcher: Dispatcher,
         controls: ReplayControls,
         node_takes: Callable[[str], bool],
+        terms_of: Callable[[str], ApprovalTerms | None],
     ) -> None:
+        """`terms_of`: how a command's runs are to be approved, by its name."""
         self._world, self._observer, self._store, self._dispatcher = world, observer, store, dispatcher
-        self.controls, self._node_takes = controls, node_takes
+        self.controls, self._node_takes, self._terms_of = controls, node_takes, terms_of
         self._soon = trio.Event()
         self._seen: dict[str, tuple[int, int]] = {}
         self.last_turn_at_ms: int | None = None
@@ -127,6 +130,15 @@ class Replayer:
 
     async def _go_on(self, replay: Replay, left: int) -> int:
         now_ms = self._world.wall_ms()
+        if not replay.holds:
+            back = await self._store.end_replay(replay.id, "stopped", now_ms)
+            self._observer.refused(
+                Reason.SECURITY_SEAL_INVALID,
+                f"{back} records are queued again",
+                replay=replay.id,
+                level="error",
+            )
+            return 0
         at = progress(replay, self.controls.stop_percent)
         if at.course is Course.STOP:
             back = await self._store.end_replay(replay.id, "stopped", now_ms)
@@ -167,7 +179,7 @@ class Replayer:
                 starts.append(
                     ReplayStart(
                         record.id, self._world.new_id(), 0, self.controls.daily_limit, self.controls.monthly_limit,
-                        replay.forced, self.controls.max_count, started_max,
+                        replay.forced, self.controls.max_count, started_max, self._terms_of(record.command),
                     )
                 )  # fmt: skip
         done = 0

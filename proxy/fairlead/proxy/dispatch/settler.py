@@ -248,7 +248,8 @@ class Settler:
                 continue
             self.count_end(each.status, each.reason)
             if each.reason is not None:
-                self._observer.refused(each.reason, why, run=each.run_id, node=each.node_id, level="info")
+                level = "error" if each.reason is Reason.SECURITY_SEAL_INVALID else "info"
+                self._observer.refused(each.reason, why, run=each.run_id, node=each.node_id, level=level)
             over.append(
                 RunResult(
                     each.run_id,

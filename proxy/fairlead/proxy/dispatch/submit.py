@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -19,8 +19,10 @@ from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.protocol.registry import Item, Registry
 from fairlead.protocol.schema import argument_problems
+from fairlead.proxy.dispatch.approvals import ApprovalSettings
 from fairlead.proxy.store.records import NewRun
 from fairlead.runtime.addresses import callback_url_problem
+from fairlead.runtime.strict_json import json_problem
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,6 +30,7 @@ DEFAULT_TENANT: Final = "default"
 ANY: Final = "any"
 ALL: Final = "all"
 PRIORITY_DEFAULT: Final = 5
+UNKNOWN_PERMISSION: Final = "(unknown)"  # no scope can name it
 PRIORITY_MAX: Final = 9
 _TERM: Final = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})(!?=)([A-Za-z0-9._-]{0,63})")
 
@@ -38,7 +41,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True):
     command: str
     args: dict[str, Any] = {}
     target: str = ANY
-    tenant: str = DEFAULT_TENANT
+    tenant: str | None = None  # the caller's own, else "default"
     idempotency_key: str | None = None
     deadline_ms: int | None = None
     ordering_key: str = ""
@@ -46,6 +49,11 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True):
     delay_ms: int = 0
     schedule_at: str | None = None
     callback_url: str = ""
+
+
+def needs_none(caller: Identity, permission: str) -> bool:
+    """What holds where nobody says who has which permission: nobody has any."""
+    return not permission
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,10 @@ class SubmitLimits:
     schedule_max_ms: int = 30 * 86_400_000
     callback_hosts: tuple[str, ...] = ()
     callbacks_signed: bool = True  # a secret is configured to sign callbacks with
+    permits: Callable[[Identity, str], bool] = (
+        needs_none  # whether a caller has the permission that a command names
+    )
+    approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
 
 
 class NodesView(Protocol):
@@ -76,6 +88,18 @@ class NodesView(Protocol):
 
 def parse_one(body: bytes) -> Submission:
     """Raises Refused(BODY_MALFORMED) with the path of the problem."""
+    check_json(body)
+    return _decode(body)
+
+
+def check_json(body: bytes) -> None:
+    """Raises Refused(BODY_MALFORMED) where a body can be read in two ways, or not at all."""
+    problem = json_problem(body)
+    if problem:
+        raise Refused(Reason.BODY_MALFORMED, problem)
+
+
+def _decode(body: bytes) -> Submission:
     try:
         return msgspec.json.decode(body, type=Submission)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -84,6 +108,7 @@ def parse_one(body: bytes) -> Submission:
 
 def parse_batch(body: bytes, bounds: SubmitLimits) -> list[Submission | Refused]:
     """A JSON array, or an object with `items`: each item judged by itself. Raises Refused for the whole."""
+    check_json(body)
     try:
         decoded = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, list[msgspec.Raw]])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -99,7 +124,7 @@ def parse_batch(body: bytes, bounds: SubmitLimits) -> list[Submission | Refused]
     found: list[Submission | Refused] = []
     for raw in decoded:
         try:
-            found.append(parse_one(bytes(raw)))
+            found.append(_decode(bytes(raw)))
         except Refused as refused:
             found.append(refused)
     return found
@@ -124,9 +149,9 @@ def plan(
     now_ms: int,
 ) -> Planned:
     """A submission as it comes over HTTP. Raises Refused."""
+    tenant = tenant_of(asked, identity)
     item = resolve(registry, asked.command)
-    if not _TENANT.fullmatch(asked.tenant):
-        raise Refused(Reason.BODY_MALFORMED, "tenant must be 1 to 64 letters, digits, dots, dashes")
+    check_permission(item, identity, bounds)
     args_json = msgspec.json.encode(asked.args)
     if len(args_json) > bounds.args_bytes_max:
         raise Refused(
@@ -137,7 +162,7 @@ def plan(
         raise Refused(Reason.ARGUMENTS_INVALID, "; ".join(problems))
     key = idempotency_key(asked, header_key, bounds)
     return build(
-        item, args_json, asked.target, nodes, msgspec.json.encode(identity), asked.tenant, correlation_id, new_id(),
+        item, args_json, asked.target, nodes, msgspec.json.encode(identity), tenant, correlation_id, new_id(),
         now_ms, bounds, deadline_ms=asked.deadline_ms, delay_ms=delay_of(asked, now_ms),
         ordering_key=asked.ordering_key, priority=asked.priority, callback_url=asked.callback_url,
         idempotency_key=key, payload_hash=payload_hash_of(asked) if key else b"", new_id=new_id,
@@ -250,6 +275,38 @@ def delay_of(asked: Submission, now_ms: int) -> int:
     if moment.tzinfo is None:
         raise Refused(Reason.SCHEDULE_INVALID, "schedule_at needs an offset, such as Z or +02:00 (RFC 3339)")
     return max(0, round(moment.timestamp() * 1000) - now_ms)
+
+
+def tenant_of(asked: Submission, identity: Identity) -> str:
+    """On whose behalf it executes: what the body names, else the caller's own. Raises Refused."""
+    if asked.tenant is None:
+        return identity.tenant or DEFAULT_TENANT
+    if not _TENANT.fullmatch(asked.tenant):
+        raise Refused(Reason.BODY_MALFORMED, "tenant must be 1 to 64 letters, digits, dots, dashes")
+    if identity.tenant and asked.tenant != identity.tenant:
+        detail = f"{identity.principal} is bound to {identity.tenant}, not to {asked.tenant}"
+        raise Refused(Reason.SECURITY_TENANT_MISMATCH, detail)
+    return asked.tenant
+
+
+def check_permission(item: Item, identity: Identity, bounds: SubmitLimits) -> None:
+    """Raises Refused where the command asks for a permission that the caller lacks."""
+    permission = item.descriptor.permission
+    if permission and not bounds.permits(identity, permission):
+        raise Refused(
+            Reason.PERMISSION_DENIED,
+            f"{item.descriptor.name} asks for {permission}, {identity.principal} lacks it",
+        )
+
+
+def check_permission_of(command: str, registry: Registry, identity: Identity, bounds: SubmitLimits) -> None:
+    """The same for a run that there is already. What the registry does not know any more may have asked for
+    anything."""
+    item = registry.get(command)
+    if item is not None:
+        check_permission(item, identity, bounds)
+    elif not bounds.permits(identity, UNKNOWN_PERMISSION):
+        raise Refused(Reason.PERMISSION_DENIED, f"what {command} asks for is not known any more")
 
 
 def resolve(registry: Registry, name: str) -> Item:

@@ -153,8 +153,10 @@ class Upkeep:
         now_ms, retention, store = self._world.wall_ms(), self._retention, self._store
         forgetting: tuple[Callable[[], Awaitable[int]], ...] = (
             lambda: store.prune_dead_letters(now_ms - retention.dead_letters_ms, PRUNE_BATCH),
+            lambda: store.renew_seals(PRUNE_BATCH, now_ms),
             lambda: store.prune(now_ms - retention.runs_ms, PRUNE_BATCH),
             lambda: store.prune_guards(now_ms, PRUNE_BATCH, apply=True),
+            lambda: store.prune_rates(now_ms, PRUNE_BATCH),
             lambda: store.prune_audit(now_ms - retention.audit_ms, PRUNE_BATCH),
         )
         for forget in forgetting:

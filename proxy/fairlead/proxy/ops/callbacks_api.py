@@ -11,6 +11,7 @@ again, which changes nothing where it was settled before, so a receipt written b
 from __future__ import annotations
 
 import hashlib
+import hmac
 import sqlite3
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -20,10 +21,14 @@ import msgspec
 from fairlead.protocol.limits import DETAIL_CHARS_MAX
 from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused, Reject
-from fairlead.proxy.store.records import Report, Verdict
+from fairlead.proxy.guard.rotation import KeyUses, Kind, print_of
+from fairlead.proxy.guard.tenants import check_act
+from fairlead.proxy.ops.audit import event_of
+from fairlead.proxy.store.records import AuditEvent, Report, Verdict
 from fairlead.runtime.http.message import Request, Response, json_response
 from fairlead.runtime.observer import Observer
-from fairlead.runtime.signing import SIGNATURE_HEADER, TIMESTAMP_HEADER, judge_signature
+from fairlead.runtime.signing import SIGNATURE_HEADER, TIMESTAMP_HEADER, judge_signature, worker_signature
+from fairlead.runtime.strict_json import json_problem
 from fairlead.runtime.world import World
 
 # As long as a sender may go on trying (75.6 hours), and far above twice the largest tolerance of a signature's time.
@@ -66,7 +71,7 @@ class ReceiptStore(Protocol):
     ) -> Literal["new", "duplicate", "conflict"]: ...
 
     async def replay_callbacks(
-        self, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int
+        self, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int, event: AuditEvent
     ) -> int: ...
 
 
@@ -102,17 +107,29 @@ class CallbacksApi:
         secrets: Sequence[bytes],
         tolerance_s: int,
         body_bytes_max: int,
+        uses: KeyUses | None = None,
     ) -> None:
-        """`secrets`: those of workers, the current one first; none: nothing is taken."""
+        """`secrets`: those of workers, the current one first; none: nothing is taken. `uses`: told who used which."""
         assert 2 * tolerance_s * 1000 < RECEIPT_MEMORY_MS, "a signature must not outlive its receipt"
         self._world, self._observer, self._settling, self._store = world, observer, settling, store
         self._waking, self._secrets, self._tolerance_s = waking, tuple(secrets), tolerance_s
         self._body_bytes_max = body_bytes_max
+        self._uses = uses or KeyUses(world.wall_ms())
         self._received = observer.metrics.counter(
             "callbacks_received_total", "Signed results of workers without a link, by outcome.", ("outcome",)
         )
         for outcome in ("duplicate", *(verdict.value for verdict in Verdict)):
             self._received.cell(outcome)
+
+    def rekey(self, secrets: tuple[bytes, ...]) -> None:
+        """Believe other secrets from now on."""
+        self._secrets = secrets
+
+    def _note_use(self, request: Request, signed_at_ms: int, now_ms: int) -> None:
+        given = request.header_values(SIGNATURE_HEADER)[0].lower()
+        for secret in self._secrets:
+            if hmac.compare_digest(worker_signature(secret, signed_at_ms // 1000, request.body), given):
+                self._uses.note(Kind.CALLBACK, print_of(secret), request.peer_host, now_ms)
 
     async def receive(self, request: Request, run_id: str) -> Response:
         """200 once the result is settled, with `idempotent` true where it was before. Raises Refused."""
@@ -126,6 +143,7 @@ class CallbacksApi:
         )  # fmt: skip
         if isinstance(judged, Reject):
             raise Refused(judged.reason, judged.detail)
+        self._note_use(request, judged, now_ms)
         told = _decode(request.body, CallbackResult)
         if told.runId != run_id:
             raise Refused(Reason.CALLBACK_EVENT_INVALID, f"the body speaks of run {told.runId}")
@@ -154,8 +172,15 @@ class CallbacksApi:
     async def replay(self, request: Request, caller: Identity) -> Response:
         """Make dead outbound callbacks due again, from the first rung."""
         asked = _decode(request.body, CallbackReplay) if request.body.strip() else CallbackReplay()
+        tenant = asked.tenant if asked.tenant is not None else caller.tenant or None
+        if tenant is not None:
+            check_act(caller, tenant)
+        detail = {"named": len(asked.eventIds or ()), "limit": asked.limit}
+        event = event_of(
+            self._world, request, caller, "callbacks_replayed", tenant=tenant or "", detail=detail
+        )
         replayed = await self._store.replay_callbacks(
-            asked.eventIds, asked.tenant, asked.limit, self._world.wall_ms()
+            asked.eventIds, tenant, asked.limit, self._world.wall_ms(), event
         )
         self._observer.log.info("callbacks_replayed", count=replayed, by=caller.principal)
         self._waking.wake()
@@ -163,6 +188,9 @@ class CallbacksApi:
 
 
 def _decode(body: bytes, kind: type[Any]) -> Any:
+    problem = json_problem(body)
+    if problem:
+        raise Refused(Reason.CALLBACK_EVENT_INVALID, problem)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

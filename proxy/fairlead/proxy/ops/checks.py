@@ -7,6 +7,7 @@ do its work at all: a listener gone, the store not writing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -27,6 +28,15 @@ SYNC_WARN_AFTER_S = 5.0
 OUTBOX_WARN_SHARE = 0.8
 
 
+class Trail(Protocol):
+    """The follower of the audit trail, as far as this knows it."""
+
+    broken: str
+
+    @property
+    def file_problem(self) -> str: ...
+
+
 class Checks:
     """Every check, over the parts it asks."""
 
@@ -40,10 +50,14 @@ class Checks:
         replayer: Replayer,
         callbacks: Callbacks,
         hears_siblings: Callable[[], bool],
+        trail: Trail,
+        observing: Callable[[], list[str]],
+        now_ms: Callable[[], int],
     ) -> None:
         self._config, self._control, self._dispatcher = config, control, dispatcher
         self._store, self._edge, self._replayer, self._callbacks = store, edge, replayer, callbacks
-        self._hears_siblings = hears_siblings
+        self._hears_siblings, self._trail, self._observing = hears_siblings, trail, observing
+        self._now_ms = now_ms
         self._unsynchronized_since_s: dict[str, float] = {}
 
     def all(self) -> dict[str, Callable[[], Finding]]:
@@ -55,12 +69,17 @@ class Checks:
             "registry": self.registry,
             "clocks": self.clocks,
             "keys": self.keys,
+            "trust": self.trust,
+            "seals": self.seals,
             "outbox": self.outbox,
             "dispatch": self.dispatch,
             "circuits": self.circuits,
+            "guards": self.guards,
             "replay_worker": self.replay_worker,
             "callbacks": self.callbacks,
             "siblings": self.siblings,
+            "audit file": self.audit_file,
+            "audit chain": self.audit_chain,
         }
 
     def listeners(self) -> Finding:
@@ -74,6 +93,8 @@ class Checks:
     def store(self) -> Finding:
         since = self._dispatcher.store_failing_since_s
         if since is None:
+            if self._store.warnings:
+                return Finding(CheckState.WARN, "STORE_SETTINGS", "; ".join(self._store.warnings))
             return OK
         failing_s = trio.current_time() - since
         state = CheckState.FAIL if failing_s > STORE_FAIL_AFTER_S else CheckState.WARN
@@ -126,17 +147,45 @@ class Checks:
             return Finding(CheckState.WARN, Reason.INVALID_TIMESTAMP.value, ", ".join(skewed[:10]))
         return OK
 
+    def trust(self) -> Finding:
+        """A node that believes no delivery of ours, or only those under a secret that is to go."""
+        held: dict[str, list[str]] = {"none": [], "previous": []}
+        for node_id in sorted(self._control.links):
+            held.get(self._control.nodes.record(node_id).trust_key, []).append(node_id)
+        if held["none"]:
+            detail = f"hold none of our trust keys, and refuse deliveries: {', '.join(held['none'][:10])}"
+            return Finding(CheckState.WARN, Reason.SECURITY_TRUST_TOKEN_INVALID.value, detail)
+        if held["previous"]:
+            detail = f"still on the previous trust secret: {', '.join(held['previous'][:10])}"
+            return Finding(CheckState.WARN, Reason.PREVIOUS_KEY_EXPIRED.value, detail)
+        return OK
+
+    def seals(self) -> Finding:
+        """Rows that no proxy of this fleet wrote. Where a whole table cannot be believed, what rests on it stands
+        still: no link is opened, nothing is delivered."""
+        found = self._store.distrusted()
+        if not found:
+            return OK
+        state = CheckState.FAIL if any("*" in keys for keys in found.values()) else CheckState.WARN
+        detail = "; ".join(f"{kind}: {', '.join(keys[:5])}" for kind, keys in sorted(found.items()))
+        said = f"not as a proxy wrote them: {detail}. After a deliberate restore: `fairlead seals adopt`"
+        return Finding(state, Reason.SECURITY_SEAL_INVALID.value, said)
+
     def keys(self) -> Finding:
-        if self._config.security.secret_previous is None:
+        """Who would be cut off when the previous secret ends."""
+        keys = self._control.keys
+        if keys.previous is None:
             return OK
         old = [
             node_id
             for node_id in self._control.links
             if self._control.nodes.record(node_id).key == "previous"
         ]
+        old += [f"client {client_id}" for client_id in self._control.clients.on_previous()]
         if old:
-            expires = self._config.security.proxy_secret_previous_expires_at
-            detail = f"still on the previous secret, which ends at {expires}: {', '.join(sorted(old)[:10])}"
+            left_s = (keys.previous_expires_at_ms - self._now_ms()) / 1000
+            ends = f"ends in {left_s:.0f} s" if left_s > 0 else f"ended {-left_s:.0f} s ago"
+            detail = f"still on the previous secret, which {ends}: {', '.join(sorted(old)[:10])}"
             return Finding(CheckState.WARN, Reason.PREVIOUS_KEY_EXPIRED.value, detail)
         return OK
 
@@ -154,6 +203,14 @@ class Checks:
             return Finding(
                 CheckState.WARN, Reason.DLQ_TENANT_PAUSED.value, f"paused: {', '.join(sorted(paused)[:10])}"
             )
+        return OK
+
+    def guards(self) -> Finding:
+        """What is only observed where it should be enforced: somebody has to end that."""
+        observing = self._observing()
+        if observing:
+            detail = f"{', '.join(observing)} of submissions would be refused, and is let pass"
+            return Finding(CheckState.WARN, "GUARDS_OBSERVE", detail)
         return OK
 
     def circuits(self) -> Finding:
@@ -190,3 +247,11 @@ class Checks:
                 CheckState.WARN, Reason.STORE_UNAVAILABLE.value, "no connection for hints of other proxies"
             )
         return OK
+
+    def audit_file(self) -> Finding:
+        problem = self._trail.file_problem
+        return Finding(CheckState.WARN, Reason.AUDIT_FILE_UNWRITABLE.value, problem) if problem else OK
+
+    def audit_chain(self) -> Finding:
+        broken = self._trail.broken
+        return Finding(CheckState.WARN, Reason.SECURITY_AUDIT_CHAIN_BROKEN.value, broken) if broken else OK

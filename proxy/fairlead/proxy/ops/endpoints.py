@@ -6,19 +6,11 @@ is here cannot lack a scope.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-
-class Scope(enum.StrEnum):
-    """Who may call."""
-
-    OPEN = "open"  # anybody who reaches the port: load balancers ask here
-    READ = "read"  # with a key, or from loopback where `open_reads` is set
-    OPERATE = "operate"  # with a key
-    SIGNED = "signed"  # with a worker's signature over the body, which the endpoint itself verifies
+from fairlead.proxy.guard.access import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,61 +22,87 @@ class Endpoint:
     scope: Scope
     name: str
     summary: str
+    open_read: bool = False  # needs no key from loopback, where `[observability] open_reads` is set
+    fleet: bool = False  # concerns all tenants: for callers that are bound to none
     public: bool = False  # served on the clients' port too, where `[dispatch] public` is set
     body: str = ""  # name of the request schema, if it takes one
 
 
-_O, _R, _K, _S = Scope.OPEN, Scope.READ, Scope.OPERATE, Scope.SIGNED
+_O, _S, _R, _D = Scope.OPEN, Scope.SIGNED, Scope.READ, Scope.DISPATCH
+_K, _A, _V = Scope.OPERATE, Scope.ADMIN, Scope.APPROVE
 
 ENDPOINTS: Final = (
     Endpoint("GET", "/health", _O, "health", "Health with every check explained; 503 unless READY or DEGRADED."),
     Endpoint("GET", "/health/live", _O, "health_live", "The process is alive."),
     Endpoint("GET", "/health/ready", _O, "health_ready", "The proxy may take traffic."),
-    Endpoint("GET", "/health/test", _R, "health_test", "Writes and reads the store and the disk, with timings."),
-    Endpoint("GET", "/metrics", _R, "metrics", "Prometheus text."),
-    Endpoint("GET", "/metrics/reasons", _R, "metrics_reasons", "Refusals by family and reason."),
-    Endpoint("GET", "/status", _R, "status", "Everything at a glance; a page when text/html is preferred."),
-    Endpoint("GET", "/openapi.json", _R, "openapi", "This description."),
-    Endpoint("GET", "/api/nodes", _K, "nodes", "All nodes."),
-    Endpoint("GET", "/api/nodes/{id}", _K, "node", "One node."),
-    Endpoint("POST", "/api/nodes/{id}/drain", _K, "node_drain", "Give the node no new clients and no new runs."),
-    Endpoint("POST", "/api/nodes/{id}/undrain", _K, "node_undrain", "End a drain."),
-    Endpoint("POST", "/api/nodes/{id}/pause", _K, "node_pause", "Pause the node's command bridge."),
-    Endpoint("POST", "/api/nodes/{id}/resume", _K, "node_resume", "Resume the node's command bridge."),
-    Endpoint("POST", "/api/nodes/{id}/resync", _K, "node_resync", "Send the node a whole registry snapshot."),
-    Endpoint("POST", "/api/nodes/{id}/revoke", _K, "node_revoke", "Make the node's keys worthless; end its link."),
-    Endpoint("GET", "/api/clients", _K, "clients", "Linked applications."),
-    Endpoint("POST", "/api/clients/{id}/revoke", _K, "client_revoke",
-             "Make the application's keys worthless; end its links."),
-    Endpoint("GET", "/api/commands", _K, "commands", "The registry with its generation and digest."),
-    Endpoint("DELETE", "/api/commands/{id}", _K, "command_remove", "Take a command out of the registry."),
-    Endpoint("GET", "/api/sessions", _K, "sessions", "Clients connected now."),
-    Endpoint("POST", "/api/dispatch", _K, "dispatch", "Submit a run.", public=True, body="Submission"),
-    Endpoint("POST", "/api/dispatch/batch", _K, "dispatch_batch", "Submit up to 1,000 runs; results per item.",
+    Endpoint("GET", "/health/test", _R, "health_test", "Writes and reads the store and the disk, with timings.",
+             open_read=True, fleet=True),
+    Endpoint("GET", "/metrics", _R, "metrics", "Prometheus text.", open_read=True, fleet=True),
+    Endpoint("GET", "/metrics/reasons", _R, "metrics_reasons",
+             "Refusals by family and reason.", open_read=True, fleet=True),
+    Endpoint("GET", "/status", _R, "status", "Everything at a glance; a page when text/html is preferred.",
+             open_read=True, fleet=True),
+    Endpoint("GET", "/openapi.json", _R, "openapi", "This description.", open_read=True),
+    Endpoint("GET", "/api/nodes", _R, "nodes", "All nodes.", fleet=True),
+    Endpoint("GET", "/api/nodes/{id}", _R, "node", "One node.", fleet=True),
+    Endpoint("POST", "/api/nodes/{id}/drain", _K, "node_drain",
+             "Give the node no new clients and no new runs.", fleet=True),
+    Endpoint("POST", "/api/nodes/{id}/undrain", _K, "node_undrain", "End a drain.", fleet=True),
+    Endpoint("POST", "/api/nodes/{id}/pause", _K, "node_pause", "Pause the node's command bridge.", fleet=True),
+    Endpoint("POST", "/api/nodes/{id}/resume", _K, "node_resume", "Resume the node's command bridge.", fleet=True),
+    Endpoint("POST", "/api/nodes/{id}/resync", _K, "node_resync",
+             "Send the node a whole registry snapshot.", fleet=True),
+    Endpoint("POST", "/api/nodes/{id}/revoke", _A, "node_revoke",
+             "Make the node's keys worthless; end its link.", fleet=True),
+    Endpoint("GET", "/api/clients", _R, "clients", "Linked applications.", fleet=True),
+    Endpoint("POST", "/api/clients/{id}/revoke", _A, "client_revoke",
+             "Make the application's keys worthless; end its links.", fleet=True),
+    Endpoint("GET", "/api/commands", _R, "commands", "The registry with its generation and digest."),
+    Endpoint("DELETE", "/api/commands/{id}", _K, "command_remove", "Take a command out of the registry.", fleet=True),
+    Endpoint("GET", "/api/sessions", _R, "sessions", "Clients connected now.", fleet=True),
+    Endpoint("POST", "/api/dispatch", _D, "dispatch", "Submit a run.", public=True, body="Submission"),
+    Endpoint("POST", "/api/dispatch/batch", _D, "dispatch_batch", "Submit up to 1,000 runs; results per item.",
              public=True, body="Batch"),
-    Endpoint("GET", "/api/runs", _K, "runs", "Recent runs."),
-    Endpoint("GET", "/api/runs/{id}", _K, "run", "One run with its timeline.", public=True),
-    Endpoint("POST", "/api/runs/{id}/retry", _K, "run_retry", "Try a FAILED run of yours again, as a new run."),
-    Endpoint("POST", "/api/job-sources/runs/{id}/retry", _K, "run_retry", "The same under runbook 004's path."),
-    Endpoint("POST", "/api/runs/{id}/cancel", _K, "run_cancel", "Cancel a run."),
-    Endpoint("GET", "/api/ops/reliability/dlq", _K, "dlq", "Dead letters and their counts, or groups of them."),
-    Endpoint("GET", "/api/ops/reliability/dlq/replay-worker", _K, "dlq_worker",
-             "The replay worker's state and counters."),
-    Endpoint("GET", "/api/ops/reliability/dlq/{id}", _K, "dlq_record",
+    Endpoint("GET", "/api/runs", _R, "runs", "Recent runs."),
+    Endpoint("GET", "/api/runs/{id}", _R, "run", "One run with its timeline.", public=True),
+    Endpoint("POST", "/api/runs/{id}/retry", _D, "run_retry", "Try a FAILED run of yours again, as a new run."),
+    Endpoint("POST", "/api/job-sources/runs/{id}/retry", _D, "run_retry", "The same under runbook 004's path."),
+    Endpoint("POST", "/api/runs/{id}/cancel", _D, "run_cancel", "Cancel a run."),
+    Endpoint("GET", "/api/ops/reliability/dlq", _R, "dlq", "Dead letters and their counts, or groups of them."),
+    Endpoint("GET", "/api/ops/reliability/dlq/replay-worker", _R, "dlq_worker",
+             "The replay worker's state and counters.", fleet=True),
+    Endpoint("GET", "/api/ops/reliability/dlq/{id}", _R, "dlq_record",
              "One dead letter with every run of its lineage."),
     Endpoint("POST", "/api/ops/reliability/dlq/replay", _K, "dlq_replay",
              "Replay dead letters, or see what that would do.",
              body="ReplayRequest"),
-    Endpoint("GET", "/api/ops/reliability/audit", _K, "audit", "The latest audit events."),
-    Endpoint("GET", "/api/budgets", _K, "budgets", "Replay budgets by tenant."),
+    Endpoint("GET", "/api/ops/reliability/audit", _R, "audit", "The latest audit events."),
+    Endpoint("GET", "/api/ops/reliability/audit/export", _K, "audit_export",
+             "The audit trail as lines that can be verified elsewhere.", fleet=True),
+    Endpoint("GET", "/api/budgets", _R, "budgets", "Replay budgets by tenant."),
     Endpoint("PUT", "/api/budgets", _K, "budgets_save", "Set a tenant's replay budget.", body="BudgetChange"),
-    Endpoint("GET", "/api/controls/agents", _K, "agents", "Pauses and drains by tenant."),
+    Endpoint("GET", "/api/controls/agents", _R, "agents", "Pauses and drains by tenant."),
     Endpoint("PUT", "/api/controls/agents", _K, "agents_save", "Pause, resume, drain or undrain a tenant, or all (*).",
              body="AgentChange"),
     Endpoint("POST", "/api/controls/rate-limits/clear", _K, "rate_limits_clear", "Forget counts of rate limits.",
-             body="RateLimitClear"),
+             body="RateLimitClear", fleet=True),
     Endpoint("POST", "/api/controls/replay-guards/prune", _K, "replay_guards_prune",
-             "Count the replay guards that expired; forget them with apply=true."),
+             "Count the replay guards that expired; forget them with apply=true.", fleet=True),
+    Endpoint("GET", "/api/approvals", _R, "approvals", "What waits for approval, and what was decided; newest first."),
+    Endpoint("GET", "/api/approvals/{id}", _R, "approval", "One approval with its votes, and what would execute."),
+    Endpoint("POST", "/api/approvals/{id}/approve", _V, "approval_approve",
+             "Vote for it, quoting the plan_hash that was shown.", body="ApprovalVote"),
+    Endpoint("POST", "/api/approvals/{id}/reject", _V, "approval_reject",
+             "Vote against it, which ends it; or take back what you asked for.", body="ApprovalVote"),
+    Endpoint("GET", "/api/operator-keys", _A, "operator_keys", "Operator keys of the store, without the keys."),
+    Endpoint("POST", "/api/operator-keys", _A, "operator_key_create",
+             "Make an operator key. The answer is the only place where it is ever shown.", body="KeyRequest"),
+    Endpoint("POST", "/api/operator-keys/{id}/revoke", _A, "operator_key_revoke", "Make an operator key worthless."),
+    Endpoint("GET", "/api/secrets", _A, "secrets",
+             "Secrets by fingerprint: how far each rotation is, and who still needs the previous one.", fleet=True),
+    Endpoint("POST", "/api/secrets/{id}/release", _A, "secret_release",
+             "Let the next reload take the previous secret of a kind away, unless somebody needs it.",
+             fleet=True, body="SecretRelease"),
     Endpoint("POST", "/callbacks/runs/{id}", _S, "callback", "A signed result of a worker without a link.",
              public=True, body="CallbackResult"),
     Endpoint("POST", "/callbacks/replay", _K, "callbacks_replay", "Send callbacks that were given up again.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,14 +17,22 @@ from fairlead.proxy.control.control import Control
 from fairlead.proxy.dispatch.circuit import CircuitState
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
 from fairlead.proxy.dispatch.waiters import STORE_FAILURES
+from fairlead.proxy.guard.access import NOBODY
+from fairlead.proxy.guard.chain import Admitted, Chain
+from fairlead.proxy.guard.nonces import Nonce
+from fairlead.proxy.guard.rates import RateRefused, joined
 from fairlead.proxy.ops import openapi, page
-from fairlead.proxy.ops.auth import OperatorKeys, is_loopback
+from fairlead.proxy.ops.approvals_api import ApprovalsApi
+from fairlead.proxy.ops.audit import event_of
 from fairlead.proxy.ops.callbacks_api import CallbacksApi
 from fairlead.proxy.ops.controls_api import ControlsApi
 from fairlead.proxy.ops.dead_letters_api import DeadLettersApi
+from fairlead.proxy.ops.denials import Denials
 from fairlead.proxy.ops.dispatch_api import DispatchApi
-from fairlead.proxy.ops.endpoints import Endpoint, Found, Scope, find
+from fairlead.proxy.ops.endpoints import Found, find
 from fairlead.proxy.ops.health import Health
+from fairlead.proxy.ops.keys_api import KeysApi
+from fairlead.proxy.ops.secrets_api import SecretsApi
 from fairlead.proxy.store.interface import Store
 from fairlead.runtime.http.message import Request, Response, json_response, problem, text_response
 from fairlead.runtime.observer import Observer
@@ -32,6 +40,7 @@ from fairlead.runtime.version import SOFTWARE, VERSION
 from fairlead.runtime.world import World
 
 PROBE_TIMEOUT_S = 5.0
+REASON_WINDOWS_S = {"last_5_minutes": 300.0, "last_hour": 3_600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,10 @@ class Apis:
     dead_letters: DeadLettersApi
     controls: ControlsApi
     callbacks: CallbacksApi
+    keys: KeysApi
+    secrets: SecretsApi
+    approvals: ApprovalsApi
+    denials: Denials
 
 
 class Ops:
@@ -56,22 +69,22 @@ class Ops:
         apis: Apis,
         store: Store,
         health: Health,
-        keys: OperatorKeys,
+        chain: Chain,
         edge_status: Callable[[], dict[str, Any]],
         probe_disk: Callable[[], None],
         *,
-        open_reads: bool,
         facts: dict[str, Any],
     ) -> None:
         self._world, self._observer, self._control, self._dispatcher = world, observer, control, dispatcher
-        self._apis, self._store, self._health, self._keys = apis, store, health, keys
+        self._apis, self._store, self._health, self._chain = apis, store, health, chain
         self._edge_status, self._probe_disk = edge_status, probe_disk
-        self._open_reads, self._facts = open_reads, facts
+        self._facts = facts
         self.in_flight = 0
         self._counted: dict[str, Any] = {
             "runs": {},
             "dead_letters": {},
             "callbacks": {},
+            "approvals": {},
             "counted_at_ms": None,
         }
         self._started_s = trio.current_time()
@@ -95,10 +108,9 @@ class Ops:
     async def _handle(self, request: Request, public_only: bool) -> Response:
         found = find(request.method, request.path)
         if isinstance(found, Found) and not (public_only and not found.endpoint.public):
+            admitted = Admitted(NOBODY)
             try:
-                caller = self._authorize(found.endpoint, request, public_only)
-                method = getattr(self, f"serve_{found.endpoint.name}")
-                response: Response = await method(request, caller, unquote(found.identifier))
+                response = await self._serve(found, request, public_only, admitted)
             except STORE_FAILURES as error:
                 refused = error if isinstance(error, Refused) else Refused(
                     Reason.STORE_UNAVAILABLE, str(error), retry_after_s=1
@@ -109,12 +121,18 @@ class Ops:
                     correlation_id=request.correlation_id,
                     peer=request.peer_host,
                 )
+                known = None if admitted.caller is NOBODY else admitted.caller
+                self._apis.denials.note(refused, request, found.endpoint.name, known)
                 response = problem(
                     refused.reason,
                     refused.detail,
                     request.correlation_id,
                     retry_after_s=refused.retry_after_s,
                 )
+                if isinstance(refused, RateRefused):
+                    response.headers.extend(refused.headers)
+            if admitted.headers:
+                response = replace(response, headers=joined(response.headers, admitted.headers))
             self._requests.inc(found.endpoint.name, str(response.status))
             return response
         if not public_only and request.method in ("GET", "HEAD"):
@@ -131,16 +149,22 @@ class Ops:
             response.headers.append(("allow", ", ".join(sorted(allowed))))
         return response
 
-    def _authorize(self, endpoint: Endpoint, request: Request, public_only: bool) -> Identity:
-        if endpoint.scope is Scope.SIGNED:
-            return Identity("worker")  # nothing rests on it: the endpoint judges the signature
-        given = request.header("x-ops-key")
-        if given is None and not public_only:
-            if endpoint.scope is Scope.OPEN:
-                return Identity("anonymous")
-            if endpoint.scope is Scope.READ and self._open_reads and is_loopback(request.peer_host):
-                return Identity("anonymous")
-        return self._keys.identify(given)
+    async def _serve(self, found: Found, request: Request, public: bool, admitted: Admitted) -> Response:
+        """The answer of an endpoint, once its caller passed every guard."""
+        await self._chain.admit(found.endpoint, request, public=public, into=admitted)
+        method = getattr(self, f"serve_{found.endpoint.name}")
+        nonce = admitted.nonce
+        response: Response
+        if nonce is None:
+            response = await method(request, admitted.caller, unquote(found.identifier))
+            return response
+        try:
+            response = await method(request, admitted.caller, unquote(found.identifier), nonce)
+        except STORE_FAILURES:
+            await self._chain.use_up(nonce)  # or who recorded it could send it again when it would pass
+            raise
+        await self._chain.use_up(nonce)
+        return response
 
     # -- health and what can be read
 
@@ -177,7 +201,17 @@ class Ops:
         return text_response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def serve_metrics_reasons(self, request: Request, caller: Identity, _: str) -> Response:
-        return json_response({"since_start": self._observer.rejects(), "recent": list(self._observer.recent)})
+        now_s = trio.current_time()
+        refused, observed = self._observer.lately, self._chain.observed_lately
+        return json_response({
+            "since_start": self._observer.rejects(),
+            **{name: refused.within(window_s, now_s) for name, window_s in REASON_WINDOWS_S.items()},
+            "observed": {
+                "since_start": self._chain.observed(),
+                **{name: observed.within(window_s, now_s) for name, window_s in REASON_WINDOWS_S.items()},
+            },
+            "recent": list(self._observer.recent),
+        })  # fmt: skip
 
     async def serve_openapi(self, request: Request, caller: Identity, _: str) -> Response:
         return self._document
@@ -216,10 +250,13 @@ class Ops:
             },
             "nodes": [self._control.describe(node_id) for node_id in sorted(self._control.nodes.nodes)],
             "clients": self._control.clients.describe(),
+            "callers": self._chain.callers.status(),
+            "guards": self._chain.status(),
             "dispatch": {
                 **await self._counts(),
                 "pending": self._dispatcher.outbox.due_total,
                 "delayed": self._dispatcher.outbox.delayed,
+                "pending_approval": self._dispatcher.outbox.for_approval,
                 "lag": self._dispatcher.outbox.status(),
                 "circuits": {
                     node: slot.circuit.state.value
@@ -231,6 +268,8 @@ class Ops:
                 "outstanding": self._dispatcher.fleet.outstanding(),
                 "store_waiting": self._store.waiting(),
             },
+            "secrets": self._apis.secrets.status(),
+            "seals": {"distrusted": self._store.distrusted()},
             "rejects": self._observer.rejects(),
             "recent_rejects": list(self._observer.recent)[-20:],
         }
@@ -243,6 +282,7 @@ class Ops:
                     "runs": await self._store.status_counts(),
                     "dead_letters": await self._store.dead_letter_counts(),
                     "callbacks": await self._store.callback_counts(),
+                    "approvals": await self._store.approval_counts(),
                     "counted_at_ms": self._world.wall_ms(),
                 }
         return self._counted
@@ -259,29 +299,35 @@ class Ops:
         return json_response(self._control.describe(node_id))
 
     async def serve_node_drain(self, request: Request, caller: Identity, node_id: str) -> Response:
-        await self._control.override(node_id, caller.principal, draining=True)
+        event = event_of(self._world, request, caller, "node_drain", scope=node_id)
+        await self._control.override(node_id, event, draining=True)
         return await self.serve_node(request, caller, node_id)
 
     async def serve_node_undrain(self, request: Request, caller: Identity, node_id: str) -> Response:
-        await self._control.override(node_id, caller.principal, draining=False)
+        event = event_of(self._world, request, caller, "node_undrain", scope=node_id)
+        await self._control.override(node_id, event, draining=False)
         return await self.serve_node(request, caller, node_id)
 
     async def serve_node_pause(self, request: Request, caller: Identity, node_id: str) -> Response:
-        await self._control.override(node_id, caller.principal, paused=True)
+        event = event_of(self._world, request, caller, "node_pause", scope=node_id)
+        await self._control.override(node_id, event, paused=True)
         return await self.serve_node(request, caller, node_id)
 
     async def serve_node_resume(self, request: Request, caller: Identity, node_id: str) -> Response:
-        await self._control.override(node_id, caller.principal, paused=False)
+        event = event_of(self._world, request, caller, "node_resume", scope=node_id)
+        await self._control.override(node_id, event, paused=False)
         return await self.serve_node(request, caller, node_id)
 
     async def serve_node_resync(self, request: Request, caller: Identity, node_id: str) -> Response:
-        self._control.resync(node_id)
+        event = event_of(self._world, request, caller, "node_resync", scope=node_id)
+        await self._control.resync(node_id, event)
         return json_response(self._control.describe(node_id), 202)
 
     async def serve_node_revoke(self, request: Request, caller: Identity, node_id: str) -> Response:
         if not self._control.keys.listed(Role.NODE, node_id):  # it need not have linked to this process
             raise Refused(Reason.NODE_UNKNOWN, node_id)
-        epoch = await self._control.revoke(node_id, caller.principal)
+        event = event_of(self._world, request, caller, "node_revoke", scope=node_id)
+        epoch = await self._control.revoke(node_id, event)
         return json_response({"id": node_id, "key_epoch": epoch})
 
     async def serve_clients(self, request: Request, caller: Identity, _: str) -> Response:
@@ -290,7 +336,8 @@ class Ops:
     async def serve_client_revoke(self, request: Request, caller: Identity, client_id: str) -> Response:
         if not self._control.keys.listed(Role.CLIENT, client_id):
             raise Refused(Reason.CLIENT_UNKNOWN, client_id)
-        epoch = await self._control.revoke_client(client_id, caller.principal)
+        event = event_of(self._world, request, caller, "client_revoke", scope=client_id)
+        epoch = await self._control.revoke_client(client_id, event)
         return json_response({"id": client_id, "key_epoch": epoch})
 
     async def serve_commands(self, request: Request, caller: Identity, _: str) -> Response:
@@ -308,7 +355,7 @@ class Ops:
                 "nodes": self._dispatcher.fleet.offering(name),
                 "parameters": [
                     {"name": one.name, "type": one.type, "required": one.required, "nullable": one.nullable,
-                     "choices": one.choices_json, "default": one.default_json}
+                     "choices": one.choices_json, "default": one.default_json, "secret": one.secret}
                     for one in each.parameters
                 ],
             })  # fmt: skip
@@ -318,7 +365,8 @@ class Ops:
         })  # fmt: skip
 
     async def serve_command_remove(self, request: Request, caller: Identity, name: str) -> Response:
-        generation = await self._control.remove(name)
+        event = event_of(self._world, request, caller, "command_removed", scope=name)
+        generation = await self._control.remove(name, event)
         self._observer.log.info("command_removed", command=name, by=caller.principal, generation=generation)
         return json_response({"removed": name, "generation": generation})
 
@@ -327,31 +375,35 @@ class Ops:
 
     # -- runs
 
-    async def serve_dispatch(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.dispatch.one(request, caller)
+    async def serve_dispatch(
+        self, request: Request, caller: Identity, _: str, nonce: Nonce | None = None
+    ) -> Response:
+        return await self._apis.dispatch.one(request, caller, nonce)
 
-    async def serve_dispatch_batch(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.dispatch.batch(request, caller)
+    async def serve_dispatch_batch(
+        self, request: Request, caller: Identity, _: str, nonce: Nonce | None = None
+    ) -> Response:
+        return await self._apis.dispatch.batch(request, caller, nonce)
 
     async def serve_runs(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.dispatch.runs(request.params())
+        return await self._apis.dispatch.runs(request.params(), caller)
 
     async def serve_run(self, request: Request, caller: Identity, run_id: str) -> Response:
-        return await self._apis.dispatch.run(run_id)
+        return await self._apis.dispatch.run(run_id, caller)
 
     async def serve_run_retry(self, request: Request, caller: Identity, run_id: str) -> Response:
-        return await self._apis.dispatch.retry(run_id, caller)
+        return await self._apis.dispatch.retry(request, run_id, caller)
 
     async def serve_run_cancel(self, request: Request, caller: Identity, run_id: str) -> Response:
-        return await self._apis.dispatch.cancel(run_id, caller)
+        return await self._apis.dispatch.cancel(request, run_id, caller)
 
     # -- dead letters, controls, callbacks
 
     async def serve_dlq(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.dead_letters.list(request.params())
+        return await self._apis.dead_letters.list(request.params(), caller)
 
     async def serve_dlq_record(self, request: Request, caller: Identity, record_id: str) -> Response:
-        return await self._apis.dead_letters.one(record_id)
+        return await self._apis.dead_letters.one(record_id, caller)
 
     async def serve_dlq_replay(self, request: Request, caller: Identity, _: str) -> Response:
         return await self._apis.dead_letters.replay(request, caller)
@@ -360,16 +412,19 @@ class Ops:
         return await self._apis.dead_letters.worker()
 
     async def serve_audit(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.controls.audit(request.params())
+        return await self._apis.controls.audit(request.params(), caller)
+
+    async def serve_audit_export(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.controls.audit_export(request.params(), caller)
 
     async def serve_budgets(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.controls.budgets()
+        return await self._apis.controls.budgets(caller)
 
     async def serve_budgets_save(self, request: Request, caller: Identity, _: str) -> Response:
         return await self._apis.controls.save_budget(request, caller)
 
     async def serve_agents(self, request: Request, caller: Identity, _: str) -> Response:
-        return await self._apis.controls.agents()
+        return await self._apis.controls.agents(caller)
 
     async def serve_agents_save(self, request: Request, caller: Identity, _: str) -> Response:
         return await self._apis.controls.save_agents(request, caller)
@@ -379,6 +434,33 @@ class Ops:
 
     async def serve_replay_guards_prune(self, request: Request, caller: Identity, _: str) -> Response:
         return await self._apis.controls.prune_guards(request, caller)
+
+    async def serve_approvals(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.approvals.list(request.params(), caller)
+
+    async def serve_approval(self, request: Request, caller: Identity, approval_id: str) -> Response:
+        return await self._apis.approvals.one(approval_id, caller)
+
+    async def serve_approval_approve(self, request: Request, caller: Identity, approval_id: str) -> Response:
+        return await self._apis.approvals.vote(request, approval_id, caller, "approve")
+
+    async def serve_approval_reject(self, request: Request, caller: Identity, approval_id: str) -> Response:
+        return await self._apis.approvals.vote(request, approval_id, caller, "reject")
+
+    async def serve_operator_keys(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.keys.list(caller)
+
+    async def serve_operator_key_create(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.keys.create(request, caller)
+
+    async def serve_operator_key_revoke(self, request: Request, caller: Identity, key_id: str) -> Response:
+        return await self._apis.keys.revoke(request, caller, key_id)
+
+    async def serve_secrets(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._apis.secrets.list(request.params())
+
+    async def serve_secret_release(self, request: Request, caller: Identity, name: str) -> Response:
+        return await self._apis.secrets.release(request, caller, name)
 
     async def serve_callback(self, request: Request, caller: Identity, run_id: str) -> Response:
         return await self._apis.callbacks.receive(request, run_id)

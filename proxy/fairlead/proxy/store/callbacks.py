@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from fairlead.proxy.store.audit import audit, counted
 from fairlead.proxy.store.db import Db, texts
-from fairlead.proxy.store.records import CallbackDue
+from fairlead.proxy.store.records import AuditEvent, CallbackDue
 
 
 def claim(db: Db, limit: int, now_ms: int, lease_ms: int) -> list[CallbackDue]:
@@ -40,7 +41,9 @@ def settle(
     )
 
 
-def replay(db: Db, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int) -> int:
+def replay(
+    db: Db, event_ids: Sequence[str] | None, tenant: str | None, limit: int, now_ms: int, event: AuditEvent
+) -> int:
     clauses, values = ["state = 'dead'"], list[object]()
     if event_ids is not None:
         clauses.append(f"event_id {db.dialect.one_of}")
@@ -48,11 +51,13 @@ def replay(db: Db, event_ids: Sequence[str] | None, tenant: str | None, limit: i
     if tenant is not None:
         clauses.append("tenant = ?")
         values.append(tenant)
-    return db.execute(
+    replayed = db.execute(
         "UPDATE callbacks SET state = 'pending', attempts = 0, next_at_ms = ?, lease_until_ms = 0, changed_at_ms = ?"
         f" WHERE event_id IN (SELECT event_id FROM callbacks WHERE {' AND '.join(clauses)} LIMIT ?)",
         (now_ms, now_ms, *values, limit),
     ).rowcount
+    audit(db, counted(event, replayed))
+    return replayed
 
 
 def counts(db: Db) -> dict[str, int]:

@@ -1,26 +1,32 @@
-"""The SQL of what operators set and what is counted for them: budgets, rate limits, pauses, flags, audit.
+"""The SQL of what operators set and what is counted for them: budgets, pauses, flags, audit.
 
-The tables keep the names that runbook 001 queries, so its statements work as printed, and take effect at once: every
-decision reads them in its own transaction.
+The tables keep the names that runbook 001 queries, and what it prints takes effect at once: every decision reads them
+in its own transaction. But rows are sealed: a statement can stop what goes on, and give nothing that was not given.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason
-from fairlead.proxy.store.db import Db, dicts, texts
+from fairlead.proxy.store import sealed_tables
+from fairlead.proxy.store.audit import audit, counted
+from fairlead.proxy.store.db import Db, texts
 from fairlead.proxy.store.records import AgentControl, AuditEvent, Budget
+from fairlead.proxy.store.sealed_rows import REPLAY_BUDGETS
+from fairlead.proxy.store.sealed_tables import AGENT_CONTROLS, DISTRUSTED, FEATURE_FLAGS, Believed
+from fairlead.proxy.store.seals import Seals
 
 DAY_MS: Final = 86_400_000
 
 
+@functools.lru_cache(1_024)  # an application's runs have one and the same
 def principal_of(identity_json: bytes) -> str:
     """On whose behalf a run executes."""
     return msgspec.json.decode(identity_json, type=Identity).principal
@@ -35,39 +41,53 @@ def _windows(now_ms: int) -> tuple[int, int]:
     return now_ms // DAY_MS, moment.year * 100 + moment.month
 
 
-def spend(db: Db, tenant: str, daily_default: int, monthly_default: int, now_ms: int) -> Reason | None:
+def spend(
+    db: Db, seals: Seals, tenant: str, daily_default: int, monthly_default: int, now_ms: int
+) -> Reason | None:
     """One replay from a tenant's budget, or the window that has none left. The defaults hold where it has no limits of
-    its own. Windows are told by the clock that proxies share, so that two of them do not reset one in turns."""
+    its own. Windows are told by the clock that proxies share, so that two of them do not reset one in turns. Of a
+    budget that somebody wrote by hand nothing is left."""
     day, month = _windows(db.clock_ms(now_ms))
-    db.execute(
-        "INSERT INTO replay_budgets (company_id) VALUES (?) ON CONFLICT (company_id) DO NOTHING", (tenant,)
-    )
-    row = db.execute(
-        "SELECT daily_limit, monthly_limit, daily_used, daily_window, monthly_used, monthly_window"
-        f" FROM replay_budgets WHERE company_id = ?{db.dialect.for_update}",
-        (tenant,),
-    ).fetchone()
-    used_today = row[2] if row[3] == day else 0
-    used_this_month = row[4] if row[5] == month else 0
-    today, this_month = Budget(tenant, row[0], row[1], used_today, used_this_month).left(
+    row = _locked_budget(db, seals, tenant)
+    if not REPLAY_BUDGETS.holds(seals, row):
+        return Reason.SECURITY_SEAL_INVALID
+    _, daily, monthly, day_used, day_window, month_used, month_window, _ = row
+    used_today = day_used if day_window == day else 0
+    used_this_month = month_used if month_window == month else 0
+    today, this_month = Budget(tenant, daily, monthly, used_today, used_this_month).left(
         daily_default, monthly_default
     )
     if not today or not this_month:
         return Reason.DLQ_BUDGET_DAILY if not today else Reason.DLQ_BUDGET_MONTHLY
     db.execute(
         "UPDATE replay_budgets SET daily_used = ?, daily_window = ?, monthly_used = ?, monthly_window = ?,"
-        " daily_default = ?, monthly_default = ? WHERE company_id = ?",
-        (used_today + 1, day, used_this_month + 1, month, daily_default, monthly_default, tenant),
-    )
+        " daily_default = ?, monthly_default = ?, seal = ? WHERE company_id = ?",
+        (
+            used_today + 1, day, used_this_month + 1, month, daily_default, monthly_default,
+            REPLAY_BUDGETS.seal(seals, tenant, daily, monthly, used_today + 1, day, used_this_month + 1, month),
+            tenant,
+        ),
+    )  # fmt: skip
     return None
 
 
-def budgets(db: Db, tenants: Sequence[str], now_ms: int) -> dict[str, Budget]:
+def _locked_budget(db: Db, seals: Seals, tenant: str) -> Any:
+    """A tenant's row, made where there is none: what is sealed of it, and its seal."""
+    db.execute(
+        "INSERT INTO replay_budgets (company_id, seal) VALUES (?, ?) ON CONFLICT (company_id) DO NOTHING",
+        (tenant, REPLAY_BUDGETS.seal(seals, tenant, None, None, 0, 0, 0, 0)),
+    )
+    return db.execute(
+        f"SELECT {REPLAY_BUDGETS.listed}, seal FROM replay_budgets WHERE company_id = ?{db.dialect.for_update}",
+        (tenant,),
+    ).fetchone()
+
+
+def budgets(db: Db, seals: Seals, tenants: Sequence[str], now_ms: int) -> dict[str, Budget]:
     """The budgets that have a row; of no tenants in particular: of all, a thousand at most."""
     day, month = _windows(db.clock_ms(now_ms))
     rows = db.execute(
-        "SELECT company_id, daily_limit, monthly_limit, daily_used, daily_window, monthly_used, monthly_window"
-        " FROM replay_budgets"
+        f"SELECT {REPLAY_BUDGETS.listed}, seal FROM replay_budgets"
         + (f" WHERE company_id {db.dialect.one_of}" if tenants else " ORDER BY company_id LIMIT 1000"),
         (texts(tenants),) if tenants else (),
     ).fetchall()
@@ -75,135 +95,75 @@ def budgets(db: Db, tenants: Sequence[str], now_ms: int) -> dict[str, Budget]:
         row[0]: Budget(
             row[0], row[1], row[2], row[3] if row[4] == day else 0, row[5] if row[6] == month else 0
         )
+        if REPLAY_BUDGETS.holds(seals, row)
+        else Budget(row[0], 0, 0, holds=False)
         for row in rows
     }
 
 
-def save_budget(db: Db, tenant: str, daily: int, monthly: int, event: AuditEvent) -> None:
+def save_budget(db: Db, seals: Seals, tenant: str, daily: int, monthly: int, event: AuditEvent) -> None:
+    """What was used stays used, also where somebody wrote by hand: the limits are what an operator says now."""
+    row = _locked_budget(db, seals, tenant)
     db.execute(
-        "INSERT INTO replay_budgets (company_id, daily_limit, monthly_limit, changed_at_ms) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (company_id) DO UPDATE SET daily_limit = excluded.daily_limit,"
-        " monthly_limit = excluded.monthly_limit, changed_at_ms = excluded.changed_at_ms",
-        (tenant, daily, monthly, event.at_ms),
+        "UPDATE replay_budgets SET daily_limit = ?, monthly_limit = ?, changed_at_ms = ?, seal = ?"
+        " WHERE company_id = ?",
+        (daily, monthly, event.at_ms, REPLAY_BUDGETS.seal(seals, tenant, daily, monthly, *row[3:7]), tenant),
     )
-    audit(db, event)
-
-
-# -- rate limits
-
-
-def rate_limit(db: Db, key: str, limit: int, window_ms: int, now_ms: int) -> int:
-    clock_ms = db.clock_ms(now_ms)
-    db.execute(
-        "INSERT INTO edge_rate_limits (key, count, window_start_ms) VALUES (?, 0, ?) ON CONFLICT (key) DO NOTHING",
-        (key, clock_ms),
-    )
-    count, start_ms = db.execute(
-        f"SELECT count, window_start_ms FROM edge_rate_limits WHERE key = ?{db.dialect.for_update}", (key,)
-    ).fetchone()
-    if not 0 <= clock_ms - start_ms < window_ms:  # the window is over, or the clock was set back
-        count, start_ms = 0, clock_ms
-    if count >= limit:
-        return int(start_ms + window_ms - clock_ms)
-    db.execute(
-        "UPDATE edge_rate_limits SET count = ?, window_start_ms = ? WHERE key = ?", (count + 1, start_ms, key)
-    )
-    return 0
-
-
-def clear_rate_limits(db: Db, prefix: str, event: AuditEvent) -> int:
-    pattern = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    gone = db.execute("DELETE FROM edge_rate_limits WHERE key LIKE ? ESCAPE '\\'", (pattern,)).rowcount
-    audit(db, event)
-    return gone
+    held = None if row[1] is None and row[2] is None else [row[1], row[2]]
+    audit(db, event, before=held, after=[daily, monthly])
 
 
 # -- pauses and flags
 
 
-def agent_controls(db: Db) -> dict[str, AgentControl]:
-    rows = db.execute(
-        "SELECT company_id, agents_paused, draining, changed_at_ms, changed_by FROM agent_controls"
-    ).fetchall()
-    return {row[0]: AgentControl(row[0], bool(row[1]), bool(row[2]), row[3], row[4]) for row in rows}
+def agent_controls(believed: Believed) -> dict[str, AgentControl]:
+    """Of a tenant whose row cannot be believed, and of everybody where the table cannot: paused and draining."""
+    found = {
+        row[0]: AgentControl(row[0], bool(row[1]), bool(row[2]), row[3], row[4])
+        for row in believed.rows.values()
+    }
+    distrusted = [key[0] for key in believed.distrusted] if believed.whole else ["*"]
+    found.update({tenant: AgentControl(tenant, True, True, 0, DISTRUSTED) for tenant in distrusted})
+    return found
 
 
-def save_agent_control(db: Db, control: AgentControl, event: AuditEvent) -> None:
-    db.execute(
-        "INSERT INTO agent_controls (company_id, agents_paused, draining, changed_at_ms, changed_by)"
-        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (company_id) DO UPDATE SET agents_paused = excluded.agents_paused,"
-        " draining = excluded.draining, changed_at_ms = excluded.changed_at_ms, changed_by = excluded.changed_by",
-        (control.tenant, control.paused, control.draining, control.changed_at_ms, control.changed_by),
-    )
-    audit(db, event)
+def save_agent_control(db: Db, seals: Seals, control: AgentControl, event: AuditEvent) -> None:
+    sealed_tables.lock(db, AGENT_CONTROLS)
+    held = db.execute(
+        "SELECT agents_paused, draining FROM agent_controls WHERE company_id = ?", (control.tenant,)
+    ).fetchone()
+    values = (control.tenant, control.paused, control.draining, control.changed_at_ms, control.changed_by)
+    sealed_tables.write(db, seals, AGENT_CONTROLS, values, control.changed_at_ms)
+    audit(db, event, before=held and [bool(held[0]), bool(held[1])], after=[control.paused, control.draining])
     db.notify("agents", control.tenant)
 
 
-def flag_enabled(db: Db, key: str) -> bool | None:
-    row = db.execute("SELECT enabled FROM feature_flags WHERE key = ?", (key,)).fetchone()
-    return None if row is None else bool(row[0])
+def flag_enabled(believed: Believed, key: str) -> bool | None:
+    """None where there is none of that name. One that cannot be believed is off."""
+    if not believed.whole or (key,) in believed.distrusted:
+        return False
+    row = believed.rows.get((key,))
+    return None if row is None else bool(row[1])
 
 
-# -- audit
-
-
-def event(
-    action: str,
-    at_ms: int,
-    principal: str,
-    *,
-    tenant: str = "",
-    scope: str = "",
-    target_count: int = 0,
-    success_count: int = 0,
-    failure_count: int = 0,
-    detail: Mapping[str, Any] | None = None,
-    correlation_id: str = "",
-) -> AuditEvent:
-    return AuditEvent(
-        action, at_ms, principal, tenant, scope, target_count, success_count, failure_count, detail or {},
-        correlation_id,
-    )  # fmt: skip
-
-
-def audit(db: Db, event: AuditEvent) -> None:
-    values = (
-        event.action, event.at_ms, event.principal, event.tenant, event.scope, event.target_count,
-        event.success_count, event.failure_count, json.dumps(event.detail, default=str, sort_keys=True),
-        event.correlation_id,
-    )  # fmt: skip
-    # The same in every word and in the same millisecond is the same event: a job may run twice.
-    there = db.execute(
-        "SELECT 1 FROM audit_logs WHERE action = ? AND at_ms = ? AND principal = ? AND company_id = ? AND scope = ?"
-        " AND target_count = ? AND success_count = ? AND failure_count = ? AND detail_json = ? AND correlation_id = ?",
-        values,
+def save_flag(
+    db: Db, seals: Seals, key: str, enabled: bool, rollout_percentage: int, owner: str, event: AuditEvent
+) -> None:
+    sealed_tables.lock(db, FEATURE_FLAGS)
+    held = db.execute(
+        "SELECT enabled, rollout_percentage FROM feature_flags WHERE key = ?", (key,)
     ).fetchone()
-    if there is None:
-        db.execute(
-            "INSERT INTO audit_logs (action, at_ms, principal, company_id, scope, target_count, success_count,"
-            " failure_count, detail_json, correlation_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            values,
-        )
-
-
-def audit_events(db: Db, limit: int) -> list[dict[str, Any]]:
-    found = dicts(
-        db.execute(
-            "SELECT id, action, at_ms, principal, company_id AS tenant, scope, target_count, success_count,"
-            " failure_count, detail_json, correlation_id FROM audit_logs ORDER BY id DESC LIMIT ?",
-            (limit,),
-        )
-    )
-    for each in found:
-        each["detail"] = json.loads(each.pop("detail_json"))
-    return found
+    values = (key, enabled, rollout_percentage, owner, event.at_ms)
+    sealed_tables.write(db, seals, FEATURE_FLAGS, values, event.at_ms)
+    before = held and [bool(held[0]), held[1]]
+    audit(db, event, before=before, after=[enabled, rollout_percentage])
 
 
 # -- retention
 
 
-def prune_guards(db: Db, now_ms: int, limit: int, *, apply: bool) -> int:
-    """What expired: replay guards and receipts of callbacks."""
+def prune_guards(db: Db, now_ms: int, limit: int, event: AuditEvent | None, *, apply: bool) -> int:
+    """What expired: replay guards and receipts of callbacks. `event`: of the operator who asked for it."""
     count = 0
     for table, column, key in (
         ("replay_guards", "expires_at", "key"),
@@ -216,11 +176,6 @@ def prune_guards(db: Db, now_ms: int, limit: int, *, apply: bool) -> int:
             ).rowcount
         else:
             count += db.execute(f"SELECT count(*) FROM {table} WHERE {column} < ?", (now_ms,)).fetchone()[0]
+    if apply and event is not None:
+        audit(db, counted(event, count))
     return count
-
-
-def prune_audit(db: Db, before_ms: int, limit: int) -> int:
-    return db.execute(
-        "DELETE FROM audit_logs WHERE id IN (SELECT id FROM audit_logs WHERE at_ms < ? LIMIT ?)",
-        (before_ms, limit),
-    ).rowcount

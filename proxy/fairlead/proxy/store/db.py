@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,28 @@ class Db(Protocol):
 
     def notify(self, topic: str, payload: str) -> None:
         """Once this transaction has committed, hint to the other proxies that something changed."""
+
+
+class Engine(Protocol):
+    """A database with its writer."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to the same database."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What an operator should know of how the database is set up."""
+
+    async def write(self, job: Callable[[Db], T]) -> T:
+        """Run `job` in a transaction; its value after it is durable, or what it raised. A job may run twice."""
+
+    async def read(self, job: Callable[[Db], T], tenant: str | None = None) -> T:
+        """The same for a job that writes nothing. `tenant`: on whose behalf; then a database with walls of its own
+        shows nothing of another, whatever the job asks for."""
+
+    def waiting(self) -> int: ...
+    async def aclose(self) -> None: ...
 
 
 class SqliteDb:

@@ -32,7 +32,7 @@ ATTEMPT_COLUMNS: Final = (
 SETTLE_COLUMNS: Final = (
     "run_id, root_id, parent_id, tenant, command, effect, target, status, fence, node_id, incarnation, owner,"
     " claimed_at_ms, accepted_at_ms, accepted_by, attempts_failed, attempts_max, deadline_at_ms, ordering_key,"
-    " callback_url, cancel_at_ms, target_node, reason, retry_of_run_id"
+    " callback_url, cancel_at_ms, target_node, reason, retry_of_run_id, delivery_seal"
 )
 # What a run is again that waits for a node.
 FREED: Final = (
@@ -41,7 +41,7 @@ FREED: Final = (
 
 
 def attempt_of(row: Sequence[Any]) -> Attempt:
-    values = list(row)
+    values = list(row[:18])  # more may have been read, for its seals
     values[17] = bool(values[17])
     return Attempt(*values)
 
@@ -123,19 +123,24 @@ class Ends:
                 self._now_ms,
             ))  # fmt: skip
         if row["parent_id"]:
-            self._child_ended(row["parent_id"], status)
+            self._child_ended(row["parent_id"], status, reason)
 
     def resolved_late(self, row: dict[str, Any]) -> None:
         """The node says after the fact that it had completed: nobody must replay that."""
         self._late.append(row)
 
-    def _child_ended(self, parent_id: str, status: RunStatus) -> None:
+    def _child_ended(self, parent_id: str, status: RunStatus, reason: str) -> None:
         db = self._db
         failed = 0 if status is RunStatus.COMPLETED else 1
-        db.execute(
-            "UPDATE runs SET children_open = children_open - 1, children_failed = children_failed + ? WHERE run_id = ?",
+        counted = db.execute(
+            "UPDATE runs SET children_open = children_open - 1, children_failed = children_failed + ? WHERE run_id = ?"
+            " AND children_open > 0 AND finished_at_ms IS NULL",
             (failed, parent_id),
         )
+        if (
+            not counted.rowcount
+        ):  # a row that somebody put in by hand names what is no parent, or waits for nobody
+            return
         (parent,) = dicts(
             db.execute(
                 f"SELECT {SETTLE_COLUMNS}, children_open, children_failed FROM runs WHERE run_id = ?",
@@ -153,6 +158,10 @@ class Ends:
         why = Reason.CHILD_FAILED.value if count else ""
         if count and parent["cancel_at_ms"]:
             ended, why = RunStatus.CANCELLED, Reason.RUN_CANCELLED.value
+        if (
+            parent["status"] == RunStatus.PENDING_APPROVAL
+        ):  # nothing of it ever began: it ends as its members do
+            ended, why = status, reason
         summary = f"{count} of {total} targets did not complete" if count else ""
         value = json.dumps({"targets": total, "failed": count}).encode()
         parent["is_parent"] = True
@@ -229,6 +238,12 @@ def prune(db: Db, finished_before_ms: int, limit: int, owner: str) -> int:
         (finished_before_ms, limit),
     ).fetchall()
     ids = texts(row[0] for row in rows)
+    db.execute(
+        "DELETE FROM approval_votes WHERE approval_id IN (SELECT id FROM approvals"
+        f" WHERE kind = 'run' AND subject_id {db.dialect.one_of})",
+        (ids,),
+    )
+    db.execute(f"DELETE FROM approvals WHERE kind = 'run' AND subject_id {db.dialect.one_of}", (ids,))
     for table in ("attempts", "idempotency", "callbacks", "runs"):
         db.execute(f"DELETE FROM {table} WHERE run_id {db.dialect.one_of}", (ids,))
     gone = Counter(row[1] for row in rows)

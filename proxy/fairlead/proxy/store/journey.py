@@ -12,9 +12,12 @@ from functools import partial
 from typing import Any
 
 from fairlead.protocol.reasons import Reason
+from fairlead.proxy.store import approvals, sealed_runs
+from fairlead.proxy.store.approval_rules import approval_id_of
+from fairlead.proxy.store.audit import audit_all
+from fairlead.proxy.store.controls import principal_of
 from fairlead.proxy.store.db import Db, dicts, texts
 from fairlead.proxy.store.ends import (
-    ATTEMPT_COLUMNS,
     FREED,
     SETTLE_COLUMNS,
     Ends,
@@ -24,6 +27,7 @@ from fairlead.proxy.store.ends import (
 from fairlead.proxy.store.records import (
     Accepted,
     Attempt,
+    Ended,
     KeyReused,
     NewRun,
     Report,
@@ -33,6 +37,8 @@ from fairlead.proxy.store.records import (
     Settled,
     Verdict,
 )
+from fairlead.proxy.store.sealed_runs import HANDED_COLUMNS
+from fairlead.proxy.store.seals import Seals
 
 # -- acceptance
 
@@ -40,7 +46,7 @@ from fairlead.proxy.store.records import (
 AcceptOutcome = Accepted | KeyReused | RunIdTaken
 
 
-def accept(db: Db, runs: Sequence[NewRun], owner: str) -> list[AcceptOutcome]:
+def accept(db: Db, seals: Seals, runs: Sequence[NewRun], owner: str) -> list[AcceptOutcome]:
     # A run's id tells whether it is there already: because a COMMIT failed to say whether it took effect and the job
     # runs again, or because a submitter that chose the id never heard our answer and says it again.
     there = {
@@ -62,7 +68,7 @@ def accept(db: Db, runs: Sequence[NewRun], owner: str) -> list[AcceptOutcome]:
         if known is None and run.idempotency_key:
             known = find_key(db, run.tenant, run.idempotency_key, run.payload_hash, run.run_id)
         if known is not None:
-            outcomes.append(known)
+            outcomes.append(_with_approval(db, known))
             continue
         if run.idempotency_key:
             taken = db.execute(
@@ -73,14 +79,19 @@ def accept(db: Db, runs: Sequence[NewRun], owner: str) -> list[AcceptOutcome]:
             if not taken.rowcount:  # another proxy was given the same key a moment ago
                 found = find_key(db, run.tenant, run.idempotency_key, run.payload_hash, run.run_id)
                 assert found is not None
-                outcomes.append(found)
+                outcomes.append(_with_approval(db, found))
                 continue
         mine[run.run_id] = run
         fresh.append(run)
         fresh.extend(run.children)
         outcomes.append(Accepted(run.run_id, _first_status(run)))
-    _insert_many(db, fresh, owner)
-    if db.dialect.shared and any(run.assignment is None and not run.children for run in fresh):
+    until = _insert_many(db, seals, fresh, owner)
+    if until:
+        outcomes = [_told_of(each, mine, until) for each in outcomes]
+    audit_all(db, [run.event for run in fresh if run.event is not None])
+    if db.dialect.shared and any(
+        run.assignment is None and not run.children and not run.approval_id for run in fresh
+    ):
         db.notify("pending", "")
     return outcomes
 
@@ -125,13 +136,35 @@ def find_key(
     return Accepted(row[1], status, replayed=row[1] != our_run_id)
 
 
+def _with_approval(db: Db, known: AcceptOutcome) -> AcceptOutcome:
+    """What is said again of a run that waits for approval."""
+    if isinstance(known, Accepted) and known.status is RunStatus.PENDING_APPROVAL and not known.approval_id:
+        return Accepted(
+            known.run_id, known.status, known.replayed, *approvals.shown_of(db, approval_id_of(known.run_id))
+        )
+    return known
+
+
+def _told_of(outcome: AcceptOutcome, made: Mapping[str, NewRun], until: Mapping[str, int]) -> AcceptOutcome:
+    run = made.get(outcome.run_id)
+    if run is None or run.approval is None or not isinstance(outcome, Accepted):
+        return outcome
+    asked = run.approval
+    return Accepted(
+        outcome.run_id, outcome.status, outcome.replayed, asked.id, asked.plan_hash, until[asked.id]
+    )
+
+
 def _first_status(run: NewRun) -> RunStatus:
+    if run.approval_id:
+        return RunStatus.PENDING_APPROVAL
     return RunStatus.RUNNING if run.assignment or run.children else RunStatus.PENDING
 
 
-def _insert_many(db: Db, runs: Sequence[NewRun], owner: str) -> None:
+def _insert_many(db: Db, seals: Seals, runs: Sequence[NewRun], owner: str) -> Mapping[str, int]:
+    """Returns until when those wait that wait for approval, by approval."""
     if not runs:
-        return
+        return {}
     # So that the order of rows is that of commits. In one order, so that two proxies do not wait for each other.
     for tenant, key in sorted({(run.tenant, run.ordering_key) for run in runs if run.ordering_key}):
         db.serialize_on(f"{tenant} {key}")
@@ -141,23 +174,29 @@ def _insert_many(db: Db, runs: Sequence[NewRun], owner: str) -> None:
         given = run.assignment
         due_at_ms = max(run.accepted_at_ms, run.not_before_ms)
         lease_from_ms = clock_ms or run.accepted_at_ms
+        status = _first_status(run)
         rows.append((
             run.run_id, run.root_id or run.run_id, run.retry_of, run.parent_id, run.tenant, run.command, run.effect,
             run.args_json, run.target, run.target_node, run.identity_json, run.correlation_id, run.idempotency_key,
-            run.ordering_key, run.priority, run.callback_url, _first_status(run).value, run.accepted_at_ms, owner,
+            run.ordering_key, run.priority, run.callback_url, status.value, run.accepted_at_ms, owner,
             due_at_ms, run.not_before_ms, 0 if run.not_before_ms > run.accepted_at_ms else 1, run.deadline_at_ms,
             run.timeout_ms, run.attempts_max, 1 if given else 0, given.node_id if given else "",
             given.incarnation if given else "", owner if given else "", run.accepted_at_ms if given else 0,
-            lease_from_ms + given.lease_ms if given else 0, len(run.children),
+            lease_from_ms + given.lease_ms if given else 0, len(run.children), principal_of(run.identity_json),
+            run.approval_id, *sealed_runs.seals_of(seals, run, status),
         ))  # fmt: skip
     db.executemany(
         "INSERT INTO runs (run_id, root_id, retry_of_run_id, parent_id, tenant, command, effect, args_json, target,"
         " target_node, identity_json, correlation_id, idempotency_key, ordering_key, priority, callback_url, status,"
         " accepted_at_ms, accepted_by, due_at_ms, not_before_ms, ready, deadline_at_ms, timeout_ms, attempts_max,"
-        " fence, node_id, incarnation, owner, claimed_at_ms, lease_until_ms, children_open)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " fence, node_id, incarnation, owner, claimed_at_ms, lease_until_ms, children_open, principal,"
+        " approval_id, seal, delivery_seal)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+        " ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         rows,
     )
+    asked = [(run.approval, db.clock_ms(run.accepted_at_ms)) for run in runs if run.approval is not None]
+    return approvals.insert(db, seals, asked) if asked else {}
 
 
 insert_runs = _insert_many
@@ -168,6 +207,7 @@ insert_runs = _insert_many
 
 def claim(
     db: Db,
+    seals: Seals,
     node_id: str,
     incarnation: str,
     commands: Sequence[str],
@@ -178,40 +218,107 @@ def claim(
     anybodys: bool,
     owner: str,
     earlier: list[Attempt],
+    forged: dict[str, Ended],
+    digests: Mapping[str, str] | None = None,
 ) -> list[Attempt]:
     """`earlier`: what this very job claimed when it ran before. If its COMMIT took effect after all, that is the
-    answer: nobody else would deliver it."""
+    answer: nobody else would deliver it. `forged`: what was found not to be as it was accepted or approved, and how it
+    ended. `digests`: of the commands' descriptors now, which an approval is bound to."""
     claimed = _still_claimed(db, earlier, owner)
     if claimed:
         return claimed
     lease_until_ms = db.clock_ms(now_ms) + lease_ms
+    grants = approvals.Grants(db, seals)
     # What is meant for this node first, then what anybody may take: two ordered index ranges, no sort.
-    # Runs with one ordering key go one after another; children do not wait for their parent, nor for each other.
     for target_node in (node_id, "") if anybodys else (node_id,):
-        if len(claimed) >= limit:
-            break
-        rows = db.execute(
-            f"SELECT {ATTEMPT_COLUMNS} FROM runs WHERE status = 'PENDING' AND ready = 1 AND target_node = ?"
-            f" AND deadline_at_ms > ? AND command {db.dialect.one_of}"
-            " AND (ordering_key = '' OR NOT EXISTS (SELECT 1 FROM runs AS earlier WHERE earlier.tenant = runs.tenant"
-            "  AND earlier.ordering_key = runs.ordering_key AND earlier.ordering_key <> ''"
-            "  AND earlier.status IN ('PENDING', 'RUNNING') AND earlier.seq < runs.seq"
-            "  AND earlier.run_id <> runs.parent_id AND (runs.parent_id = '' OR earlier.parent_id <> runs.parent_id)))"
-            + (f" AND NOT (tenant {db.dialect.one_of})" if without_tenants else "")
-            + f" ORDER BY priority DESC, seq LIMIT ?{db.dialect.skip_locked}",
-            (
-                target_node, now_ms, texts(commands), *((texts(without_tenants),) if without_tenants else ()),
-                limit - len(claimed),
-            ),
-        ).fetchall()  # fmt: skip
-        claimed += [attempt_of((row[0], row[1] + 1, node_id, incarnation, *row[4:])) for row in rows]
-    db.executemany(
-        "UPDATE runs SET status = 'RUNNING', fence = ?, node_id = ?, incarnation = ?, owner = ?, claimed_at_ms = ?,"
-        " lease_until_ms = ?, started_at_ms = 0 WHERE run_id = ? AND status = 'PENDING'",
-        [(each.fence, node_id, incarnation, owner, now_ms, lease_until_ms, each.run_id) for each in claimed],
-    )
+        while len(claimed) < limit:
+            rows = _due(db, target_node, commands, limit - len(claimed), now_ms, without_tenants)
+            changed: set[str] = set()
+            good = [
+                row
+                for row in rows
+                if sealed_runs.holds(seals, row) and _is_approved(grants, row, digests, changed)
+            ]
+            taken = [attempt_of((row[0], row[1] + 1, node_id, incarnation, *row[4:])) for row in good]
+            _take(db, seals, taken, owner, now_ms, lease_until_ms)
+            claimed += taken
+            if len(good) == len(rows):
+                break
+            bad = {row[0] for row in rows} - {each.run_id for each in taken} - changed
+            ends = Ends(db, owner, now_ms)
+            ended = sealed_runs.end_forged(db, seals, ends, bad, now_ms) if bad else []
+            ended += _end_changed(db, ends, changed) if changed else []
+            forged.update({each.run_id: each for each in ends.with_parents(ended, lambda _: True)})
+            ends.write()
+            if not ended:  # what is not there under its own name cannot be ended, nor does it make room
+                break
     earlier[:] = claimed
     return claimed
+
+
+def _is_approved(
+    grants: approvals.Grants, row: Any, digests: Mapping[str, str] | None, changed: set[str]
+) -> bool:
+    """Whether a run may execute as far as approvals go. `changed`: takes those whose command is another one by now."""
+    run = sealed_runs.needs_approval(row)
+    if run is None:
+        return True
+    why = grants.why_not(run, digests)
+    if why is Reason.APPROVAL_PLAN_CHANGED:
+        changed.add(row[0])
+    return why is None
+
+
+def _end_changed(db: Db, ends: Ends, run_ids: set[str]) -> list[Ended]:
+    """What was approved is not what would execute now."""
+    rows = dicts(
+        db.execute(f"SELECT {SETTLE_COLUMNS} FROM runs WHERE run_id {db.dialect.one_of}", (texts(run_ids),))
+    )
+    reason = Reason.APPROVAL_PLAN_CHANGED
+    for row in rows:
+        detail = f"{row['command']} is another command now than when it was approved"
+        ends.finish(row, RunStatus.FAILED, None, reason.value, detail)
+    return [Ended(row["run_id"], RunStatus.FAILED, reason, "", row["parent_id"]) for row in rows]
+
+
+def _due(
+    db: Db, target_node: str, commands: Sequence[str], limit: int, now_ms: int, without_tenants: Sequence[str]
+) -> list[Any]:
+    """What waits for a node, locked. Runs with one ordering key go one after another; children do not wait for
+    their parent, nor for each other."""
+    return db.execute(
+        f"SELECT {HANDED_COLUMNS} FROM runs WHERE status = 'PENDING' AND ready = 1 AND target_node = ?"
+        f" AND deadline_at_ms > ? AND (not_before_ms = 0 OR not_before_ms <= ?) AND command {db.dialect.one_of}"
+        " AND (ordering_key = '' OR NOT EXISTS (SELECT 1 FROM runs AS earlier WHERE earlier.tenant = runs.tenant"
+        "  AND earlier.ordering_key = runs.ordering_key AND earlier.ordering_key <> ''"
+        "  AND earlier.status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING') AND earlier.seq < runs.seq"
+        "  AND earlier.run_id <> runs.parent_id AND (runs.parent_id = '' OR earlier.parent_id <> runs.parent_id)))"
+        + (f" AND NOT (tenant {db.dialect.one_of})" if without_tenants else "")
+        + f" ORDER BY priority DESC, seq LIMIT ?{db.dialect.skip_locked}",
+        (
+            target_node, now_ms, now_ms, texts(commands),
+            *((texts(without_tenants),) if without_tenants else ()), limit,
+        ),
+    ).fetchall()  # fmt: skip
+
+
+def _take(
+    db: Db, seals: Seals, attempts: Sequence[Attempt], owner: str, now_ms: int, lease_until_ms: int
+) -> None:
+    db.executemany(
+        "UPDATE runs SET status = 'RUNNING', fence = ?, node_id = ?, incarnation = ?, owner = ?, claimed_at_ms = ?,"
+        " lease_until_ms = ?, started_at_ms = 0, delivery_seal = ? WHERE run_id = ? AND status = 'PENDING'",
+        [
+            (
+                each.fence, each.node_id, each.incarnation, owner, now_ms, lease_until_ms,
+                sealed_runs.delivery_seal(
+                    seals, each.run_id, "RUNNING", each.fence, each.node_id, each.incarnation, each.target_node
+                ),
+                each.run_id,
+            )
+            for each in attempts
+        ],
+    )  # fmt: skip
 
 
 def _still_claimed(db: Db, earlier: Sequence[Attempt], owner: str) -> list[Attempt]:
@@ -229,7 +336,9 @@ def _still_claimed(db: Db, earlier: Sequence[Attempt], owner: str) -> list[Attem
 # -- ends
 
 
-def settle(db: Db, reports: Sequence[Report], now_ms: int, retry: RetryGrant, owner: str) -> list[Settled]:
+def settle(
+    db: Db, seals: Seals, reports: Sequence[Report], now_ms: int, retry: RetryGrant, owner: str
+) -> list[Settled]:
     """Judge a batch of reports. One read for all of them, one write for all that ended."""
     rows = {
         row["run_id"]: row
@@ -246,7 +355,7 @@ def settle(db: Db, reports: Sequence[Report], now_ms: int, retry: RetryGrant, ow
     retried = 0
     for index, report in enumerate(reports):
         decide = partial(retry.delay_ms, index) if retried < retry.allowed else None
-        settled.append(_settle_one(db, ends, rows.get(report.run_id), report, now_ms, decide))
+        settled.append(_settle_one(db, seals, ends, rows.get(report.run_id), report, now_ms, decide))
         retried += settled[-1].verdict is Verdict.RETRIED
     ends.write()
     return ends.with_parents(settled, lambda each: each.verdict is Verdict.SETTLED)
@@ -254,6 +363,7 @@ def settle(db: Db, reports: Sequence[Report], now_ms: int, retry: RetryGrant, ow
 
 def _settle_one(
     db: Db,
+    seals: Seals,
     ends: Ends,
     row: dict[str, Any] | None,
     report: Report,
@@ -268,7 +378,10 @@ def _settle_one(
         return _settle_late(db, ends, row, report, now_ms, same)
     if report.refused and not row["cancel_at_ms"]:
         past_attempt(db, row, report, "refused", now_ms, None)
-        db.execute(f"UPDATE runs SET {FREED} WHERE run_id = ?", (report.run_id,))
+        db.execute(
+            f"UPDATE runs SET {FREED}, delivery_seal = ? WHERE run_id = ?",
+            (sealed_runs.moved(seals, row, RunStatus.PENDING), report.run_id),
+        )
         row["status"] = RunStatus.PENDING
         return Settled(report.run_id, Verdict.REQUEUED, RunStatus.PENDING, parent_id)
     if not report.completed and decide is not None and not row["cancel_at_ms"]:
@@ -280,7 +393,7 @@ def _settle_one(
             row["deadline_at_ms"] - now_ms,
         )
         if delay_ms is not None:
-            _retry(db, row, report, now_ms, now_ms + delay_ms)
+            _retry(db, seals, row, report, now_ms, now_ms + delay_ms)
             row["status"] = RunStatus.PENDING
             return Settled(
                 report.run_id, Verdict.RETRIED, RunStatus.PENDING, parent_id, None, row["accepted_at_ms"]
@@ -332,13 +445,13 @@ def _settle_late(db: Db, ends: Ends, row: dict[str, Any], report: Report, now_ms
     return Settled(report.run_id, Verdict.ALREADY if status.terminal else Verdict.STALE, status, parent_id)
 
 
-def _retry(db: Db, row: dict[str, Any], report: Report, now_ms: int, due_at_ms: int) -> None:
+def _retry(db: Db, seals: Seals, row: dict[str, Any], report: Report, now_ms: int, due_at_ms: int) -> None:
     """Another attempt, later. Unless it is idempotent it stays on its node, whose inbox knows what it did."""
     node = row["target_node"] if row["effect"] == "idempotent" else report.node_id
     past_attempt(db, row, report, "failed", now_ms, due_at_ms)
     db.execute(
-        f"UPDATE runs SET {FREED}, due_at_ms = ?, ready = 0, attempts_failed = attempts_failed + 1, target_node = ?"
-        " WHERE run_id = ?",
-        (due_at_ms, node, report.run_id),
+        f"UPDATE runs SET {FREED}, due_at_ms = ?, ready = 0, attempts_failed = attempts_failed + 1, target_node = ?,"
+        " delivery_seal = ? WHERE run_id = ?",
+        (due_at_ms, node, sealed_runs.moved(seals, row, RunStatus.PENDING, target_node=node), report.run_id),
     )
     row["attempts_failed"] += 1

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fairlead.protocol.reasons import Reason
+from fairlead.proxy.store import approval_decisions, approvals, sealed_runs
+from fairlead.proxy.store.audit import audit
 from fairlead.proxy.store.db import Db, dicts, texts
 from fairlead.proxy.store.ends import (
-    ATTEMPT_COLUMNS,
     FREED,
     SETTLE_COLUMNS,
     Ends,
@@ -21,25 +22,29 @@ from fairlead.proxy.store.ends import (
 )
 from fairlead.proxy.store.records import (
     Attempt,
+    AuditEvent,
     CancelOutcome,
     Ended,
     Report,
     RunStatus,
     Swept,
 )
+from fairlead.proxy.store.sealed_runs import HANDED_COLUMNS
+from fairlead.proxy.store.seals import Seals
 
 SWEEP_MAX: Final = 1_000
 CANCEL_AGAIN_MS: Final = 3_000
 
 
-def held_by(db: Db, node_id: str, owner: str | None) -> list[Attempt]:
-    """`owner`: only what that proxy dispatched; None: whoever did."""
+def held_by(db: Db, seals: Seals, node_id: str, owner: str | None) -> list[Attempt]:
+    """`owner`: only what that proxy dispatched; None: whoever did. What is not as it was accepted is left out: nobody
+    renews its lease, and the sweep that finds it expired ends it."""
     rows = db.execute(
-        f"SELECT {ATTEMPT_COLUMNS} FROM runs WHERE status = 'RUNNING' AND node_id = ?"
+        f"SELECT {HANDED_COLUMNS} FROM runs WHERE status = 'RUNNING' AND node_id = ?"
         + ("" if owner is None else " AND owner = ?") + " ORDER BY seq",
         (node_id,) if owner is None else (node_id, owner),
     )  # fmt: skip
-    return [attempt_of(row) for row in rows.fetchall()]
+    return [attempt_of(row) for row in rows.fetchall() if sealed_runs.holds(seals, row)]
 
 
 def renew(
@@ -59,15 +64,19 @@ def renew(
     return [run_id for run_id, fence in runs if (run_id, fence) not in ours]
 
 
-def sweep(db: Db, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[str], owner: str) -> Swept:
+def sweep(
+    db: Db, seals: Seals, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[str], owner: str
+) -> Swept:
     ends = Ends(db, owner, now_ms)
+    undecided = approval_decisions.expire(db, seals, ends, now_ms, grace_ms)
     due: list[dict[str, Any]] = []
     # Two ranges, so that many that wait for their grace do not hide those that are due. Both before anything ends: a
     # parent whose last child ends here ends with it, and not once more by itself.
     for state, before_ms in (("PENDING", now_ms), ("RUNNING", now_ms - grace_ms)):
         due += dicts(
             db.execute(
-                f"SELECT {SETTLE_COLUMNS} FROM runs WHERE status IN ('PENDING', 'RUNNING') AND status = '{state}'"
+                f"SELECT {SETTLE_COLUMNS} FROM runs WHERE status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING')"
+                f" AND status = '{state}'"
                 f" AND deadline_at_ms <= ? AND children_open = 0"
                 f" ORDER BY deadline_at_ms LIMIT ?{db.dialect.skip_locked}",
                 (before_ms, SWEEP_MAX),
@@ -75,7 +84,7 @@ def sweep(db: Db, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[st
         )
     ended = [_past_deadline(db, ends, row, now_ms) for row in due]
     freed, taken_over = _expired_leases(
-        db, ends, now_ms, lease_ms, linked, owner, {each.run_id for each in ended}
+        db, seals, ends, now_ms, lease_ms, linked, owner, {each.run_id for each in ended}
     )
     ends.write()
     # A cancellation that got lost on its way: said again, until the node has answered.
@@ -85,7 +94,7 @@ def sweep(db: Db, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[st
         (now_ms - CANCEL_AGAIN_MS, texts(linked), SWEEP_MAX),
     ).fetchall()
     return Swept(
-        ends.with_parents(ended + freed, lambda each: each.status.terminal), taken_over,
+        ends.with_parents(undecided + ended + freed, lambda each: each.status.terminal), taken_over,
         [(row[0], row[1], row[2]) for row in unheard],
     )  # fmt: skip
 
@@ -113,7 +122,14 @@ def _past_deadline(db: Db, ends: Ends, row: dict[str, Any], now_ms: int) -> Ende
 
 
 def _expired_leases(
-    db: Db, ends: Ends, now_ms: int, lease_ms: int, linked: Sequence[str], owner: str, just_ended: set[str]
+    db: Db,
+    seals: Seals,
+    ends: Ends,
+    now_ms: int,
+    lease_ms: int,
+    linked: Sequence[str],
+    owner: str,
+    just_ended: set[str],
 ) -> tuple[list[Ended], list[Attempt]]:
     """What may run anywhere becomes free; what is pinned is taken over, under a higher fence, by a proxy that its
     node is linked to. That may be the one that let the lease run out: it was frozen, or never heard that its claim
@@ -121,6 +137,7 @@ def _expired_leases(
     clock_ms = db.clock_ms(now_ms)
     freed: list[Ended] = []
     taken: list[Attempt] = []
+    forged: list[str] = []
     rows = dicts(
         db.execute(
             f"SELECT {SETTLE_COLUMNS} FROM runs WHERE status = 'RUNNING' AND node_id <> '' AND lease_until_ms <= ?"
@@ -133,22 +150,41 @@ def _expired_leases(
             continue
         if row["effect"] == "idempotent" and not row["target_node"]:
             freed.append(
-                _free(db, ends, row, Reason.LINK_IDLE_TIMEOUT, "lease ran out; it may run elsewhere", now_ms)
+                _free(
+                    db,
+                    seals,
+                    ends,
+                    row,
+                    Reason.LINK_IDLE_TIMEOUT,
+                    "lease ran out; it may run elsewhere",
+                    now_ms,
+                )
             )
         elif row["node_id"] in linked:
-            _abandon(db, row, Reason.LEASE_TAKEN_OVER, "its proxy let the lease run out", now_ms)
-            db.execute(
-                "UPDATE runs SET fence = fence + 1, owner = ?, claimed_at_ms = ?, lease_until_ms = ? WHERE run_id = ?",
-                (owner, now_ms, clock_ms + lease_ms, row["run_id"]),
-            )
             found = db.execute(
-                f"SELECT {ATTEMPT_COLUMNS} FROM runs WHERE run_id = ?", (row["run_id"],)
+                f"SELECT {HANDED_COLUMNS} FROM runs WHERE run_id = ?", (row["run_id"],)
             ).fetchone()
-            taken.append(attempt_of(found))
+            if not sealed_runs.holds(seals, found):
+                forged.append(row["run_id"])
+                continue
+            _abandon(db, row, Reason.LEASE_TAKEN_OVER, "its proxy let the lease run out", now_ms)
+            attempt = attempt_of((found[0], found[1] + 1, *found[2:]))
+            seal = sealed_runs.moved(
+                seals, row, RunStatus.RUNNING, fence=attempt.fence, node_id=attempt.node_id,
+                incarnation=attempt.incarnation,
+            )  # fmt: skip
+            db.execute(
+                "UPDATE runs SET fence = ?, owner = ?, claimed_at_ms = ?, lease_until_ms = ?, delivery_seal = ?"
+                " WHERE run_id = ?",
+                (attempt.fence, owner, now_ms, clock_ms + lease_ms, seal, row["run_id"]),
+            )
+            taken.append(attempt)
+    if forged:
+        freed += sealed_runs.end_forged(db, seals, ends, forged, now_ms)
     return freed, taken
 
 
-def forsake(db: Db, node_id: str, incarnation: str, now_ms: int, owner: str) -> list[Ended]:
+def forsake(db: Db, seals: Seals, node_id: str, incarnation: str, now_ms: int, owner: str) -> list[Ended]:
     ended: list[Ended] = []
     ends = Ends(db, owner, now_ms)
     rows = dicts(
@@ -161,7 +197,7 @@ def forsake(db: Db, node_id: str, incarnation: str, now_ms: int, owner: str) -> 
     for row in rows:
         detail = f"{node_id} came back without its inbox"
         if row["effect"] == "idempotent":
-            ended.append(_free(db, ends, row, Reason.OUTCOME_UNKNOWN, detail, now_ms))
+            ended.append(_free(db, seals, ends, row, Reason.OUTCOME_UNKNOWN, detail, now_ms))
             continue
         _abandon(db, row, Reason.OUTCOME_UNKNOWN, detail, now_ms)
         ends.finish(row, RunStatus.FAILED, None, Reason.OUTCOME_UNKNOWN.value, detail)
@@ -172,7 +208,9 @@ def forsake(db: Db, node_id: str, incarnation: str, now_ms: int, owner: str) -> 
     return ends.with_parents(ended, lambda each: each.status.terminal)
 
 
-def _free(db: Db, ends: Ends, row: dict[str, Any], reason: Reason, detail: str, now_ms: int) -> Ended:
+def _free(
+    db: Db, seals: Seals, ends: Ends, row: dict[str, Any], reason: Reason, detail: str, now_ms: int
+) -> Ended:
     """The run may execute somewhere else; one that somebody cancelled meanwhile ends instead."""
     _abandon(db, row, reason, detail, now_ms)
     if row["cancel_at_ms"]:
@@ -181,7 +219,10 @@ def _free(db: Db, ends: Ends, row: dict[str, Any], reason: Reason, detail: str, 
         return Ended(
             row["run_id"], RunStatus.CANCELLED, Reason.RUN_CANCELLED, row["node_id"], row["parent_id"]
         )
-    db.execute(f"UPDATE runs SET {FREED} WHERE run_id = ?", (row["run_id"],))
+    db.execute(
+        f"UPDATE runs SET {FREED}, delivery_seal = ? WHERE run_id = ?",
+        (sealed_runs.moved(seals, row, RunStatus.PENDING), row["run_id"]),
+    )
     return Ended(row["run_id"], RunStatus.PENDING, None, row["node_id"])
 
 
@@ -193,7 +234,13 @@ def _abandon(db: Db, row: dict[str, Any], reason: Reason, detail: str, now_ms: i
     )  # fmt: skip
 
 
-def cancel(db: Db, run_id: str, by: str, now_ms: int, owner: str) -> CancelOutcome | None:
+def cancel(
+    db: Db, seals: Seals, run_id: str, by: str, now_ms: int, owner: str, event: AuditEvent | None = None
+) -> CancelOutcome | None:
+    # An approval is locked before its runs, whoever does it.
+    asked = db.execute("SELECT approval_id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    if asked is not None and asked[0]:
+        approvals.get(db, seals, asked[0], lock=True)
     found = dicts(
         db.execute(
             f"SELECT {SETTLE_COLUMNS}, children_open FROM runs WHERE run_id = ?{db.dialect.for_update}",
@@ -205,6 +252,8 @@ def cancel(db: Db, run_id: str, by: str, now_ms: int, owner: str) -> CancelOutco
     row = found[0]
     if RunStatus(row["status"]).terminal:
         return CancelOutcome(RunStatus(row["status"]))
+    if event is not None:
+        audit(db, event)
     ends = Ends(db, owner, now_ms)
     if not row["cancel_at_ms"]:  # who asked first is who cancelled it
         db.execute("UPDATE runs SET cancel_at_ms = ?, cancel_by = ? WHERE run_id = ?", (now_ms, by, run_id))
@@ -212,14 +261,14 @@ def cancel(db: Db, run_id: str, by: str, now_ms: int, owner: str) -> CancelOutco
     if row["children_open"]:
         db.execute(
             "UPDATE runs SET cancel_at_ms = ?, cancel_by = ? WHERE parent_id = ? AND parent_id <> ''"
-            " AND status IN ('PENDING', 'RUNNING')"
+            " AND status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING')"
             " AND cancel_at_ms = 0",
             (now_ms, by, run_id),
         )
         members = dicts(
             db.execute(
                 f"SELECT {SETTLE_COLUMNS} FROM runs WHERE parent_id = ? AND parent_id <> ''"
-                " AND status IN ('PENDING', 'RUNNING')"
+                " AND status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING')"
                 f" ORDER BY run_id{db.dialect.for_update}",
                 (run_id,),
             )
@@ -239,6 +288,8 @@ def cancel(db: Db, run_id: str, by: str, now_ms: int, owner: str) -> CancelOutco
             )
         )
     ends.write()
+    if asked[0] and ended:
+        approvals.close_unused(db, seals, asked, now_ms)
     ended = ends.with_parents(ended, lambda each: True)
     for told in tell:
         db.notify("cancel", f"{told[0]} {told[1]} {told[2]}")

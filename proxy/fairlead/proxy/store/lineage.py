@@ -11,11 +11,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead.protocol.reasons import ResponseClass, parse_reason, traits
+from fairlead.protocol.reasons import Reason, ResponseClass, parse_reason, traits
 from fairlead.proxy.store.db import Db
 from fairlead.proxy.store.records import RunStatus
 
 _VARIABLE: Final = re.compile(r"[0-9a-fA-F]{8,}(?:-[0-9a-fA-F]{4,})*|\d+|'[^']*'|\"[^\"]*\"")
+# What people did not let begin is not tried again unasked; whoever wants it asks for it anew (runbook 002).
+NOT_FOR_REPLAY: Final = frozenset({Reason.APPROVAL_REJECTED.value, Reason.HITL_TIMEOUT_FAIL_CLOSED.value})
 FINGERPRINT_DETAIL_CHARS: Final = 160
 
 
@@ -47,7 +49,7 @@ def end_lineage(db: Db, ending: Ending) -> None:
     if row["root_id"] == row["run_id"]:
         if ending.status is RunStatus.COMPLETED:  # late: it had ended as something else
             _resolve(db, ending)
-        elif ending.status is not RunStatus.CANCELLED:
+        elif ending.status is not RunStatus.CANCELLED and ending.reason not in NOT_FOR_REPLAY:
             _bury(db, ending)
             _unless_completed(db, ending)
         return
@@ -61,7 +63,7 @@ def end_lineage(db: Db, ending: Ending) -> None:
         db.execute(f"UPDATE replay_runs SET {column} = {column} + 1 WHERE id = ?", (record[0],))
     if ending.status is RunStatus.COMPLETED:
         _resolve(db, ending)
-    elif ending.status is RunStatus.CANCELLED:
+    elif ending.status is RunStatus.CANCELLED or ending.reason in NOT_FOR_REPLAY:
         _requeue(db, ending)
     else:
         _bury(db, ending)
@@ -92,11 +94,11 @@ def _unless_completed(db: Db, ending: Ending) -> None:
 
 
 def _requeue(db: Db, ending: Ending) -> None:
-    """A replay was cancelled: the record waits again."""
+    """A replay was cancelled, or nobody let it begin: the record waits again."""
     db.execute(
-        "UPDATE dead_letters SET state = 'queued', outcome = 'CANCELLED', changed_at_ms = ?"
+        "UPDATE dead_letters SET state = 'queued', outcome = ?, changed_at_ms = ?"
         " WHERE root_id = ? AND state <> 'replayed'",
-        (ending.at_ms, ending.row["root_id"]),
+        (ending.status.value, ending.at_ms, ending.row["root_id"]),
     )
 
 

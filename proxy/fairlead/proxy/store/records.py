@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ from fairlead.protocol.reasons import Reason
 class RunStatus(enum.StrEnum):
     """The states of a run. The last four are terminal and never change again, in the database too."""
 
+    PENDING_APPROVAL = "PENDING_APPROVAL"
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
@@ -27,7 +28,7 @@ class RunStatus(enum.StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return self not in (RunStatus.PENDING, RunStatus.RUNNING)
+        return self not in (RunStatus.PENDING_APPROVAL, RunStatus.PENDING, RunStatus.RUNNING)
 
 
 # -- acceptance
@@ -69,14 +70,20 @@ class NewRun(msgspec.Struct, frozen=True):
     not_before_ms: int = 0  # 0: at once
     callback_url: str = ""
     chosen_id: bool = False  # the submitter chose the id, and says it again where it heard no answer
+    approval_id: str = ""  # what it waits for, if anything
+    approval: NewApproval | None = None  # that, made with it; its members only name it
+    event: AuditEvent | None = None  # for the audit trail, where the command is a privileged one
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
-    """The run is durable. `replayed`: an earlier submission made it."""
+    """The run is durable. `replayed`: an earlier submission made it. The rest: what it waits for, where it does."""
 
     run_id: str
     status: RunStatus
     replayed: bool = False
+    approval_id: str = ""
+    plan_hash: str = ""
+    expires_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,16 @@ class RunIdTaken:
     """The run id that the submitter chose belongs to a different request."""
 
     run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NonceReservation:
+    """The nonce of a signed request, to be used once. `by` tells the job that reserves it from every other one."""
+
+    key: str
+    by: str
+    expires_at_ms: int
+    nonces_max: int
 
 
 # -- delivery
@@ -207,6 +224,7 @@ class Waiting:
     delayed: int = 0
     next_due_at_ms: int | None = None
     oldest_due_at_ms: int | None = None
+    for_approval: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +262,35 @@ class RunFilter:
     command: str | None = None
     node_id: str | None = None
     limit: int = 50
+    principal: str | None = None  # who submitted it
+
+
+# -- approvals
+
+
+class ApprovalTerms(msgspec.Struct, frozen=True):
+    """How a run is to be approved. `digest`: of the command's descriptor, as everybody is shown it."""
+
+    digest: str
+    needed: int
+    timeout_ms: int
+
+
+class NewApproval(msgspec.Struct, frozen=True):
+    """What somebody has to approve, made with it in one transaction. `detail`: what `plan_hash` stands for."""
+
+    id: str
+    kind: Literal["run", "replay"]
+    subject_id: str
+    tenant: str
+    command: str
+    plan_hash: str
+    requested_by: str
+    needed: int
+    timeout_ms: int
+    detail: Mapping[str, Any]
+    event: AuditEvent
+    correlation_id: str = ""
 
 
 # -- dead letters
@@ -306,11 +353,17 @@ class DeadLetterFilter:
     failed_before_ms: int | None = None
     oldest_request_first: bool = False
     limit: int = 50
+    principal: str | None = None  # who submitted the run that failed
+
+
+ALL_DEAD_LETTERS = DeadLetterFilter()
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Who did what, and how it went."""
+    """Who did what, and how it went. `id` tells a repetition of the same event: without one, the same words in the
+    same millisecond are the same event. `auth`: how they proved who they are; `address`: from where; `why`: in their
+    own words; the hashes are of what was changed, before and after."""
 
     action: str
     at_ms: int
@@ -322,6 +375,13 @@ class AuditEvent:
     failure_count: int = 0
     detail: Mapping[str, Any] = field(default_factory=dict)
     correlation_id: str = ""
+    auth: str = ""
+    address: str = ""
+    why: str = ""
+    result: str = "ok"
+    before_hash: str = ""
+    after_hash: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,11 +398,12 @@ class NewReplay:
     plan_hash: str
     forced: bool
     event: AuditEvent
+    approval: NewApproval | None = None  # what it waits for
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A replay run: how far it is. `status`: running, completed, stopped."""
+    """A replay run: how far it is. `status`: pending_approval, running, completed, stopped, rejected, expired."""
 
     id: str
     tenant: str
@@ -361,6 +422,10 @@ class Replay:
     created_at_ms: int
     finished_at_ms: int | None
     repeated: bool = False  # an earlier request under the same key made it
+    holds: bool = (
+        True  # as it was asked for; otherwise somebody wrote to the database, and nothing of it starts
+    )
+    approval_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +440,7 @@ class ReplayStart:
     forced: bool
     max_count: int
     started_max: int = 1 << 31  # runs of its replay that may have been started, this one included
+    terms: ApprovalTerms | None = None  # where its command asks for approval
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +462,7 @@ class Budget:
     monthly_limit: int | None
     daily_used: int = 0
     monthly_used: int = 0
+    holds: bool = True  # as it was set; otherwise somebody wrote to the database, and nothing is left
 
     def left(self, daily_default: int, monthly_default: int) -> tuple[int, int]:
         """What is left of the day's and of the month's."""
@@ -431,7 +498,36 @@ class CallbackDue:
     created_at_ms: int
 
 
+# -- operator keys
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorKey:
+    """A key that operators made. Of the key itself only the hash is kept. No scopes: all that the role allows."""
+
+    id: str
+    hash: bytes
+    role: str
+    created_at_ms: int
+    created_by: str
+    scopes: tuple[str, ...] = ()
+    tenant: str = ""
+    read_scope: str = "any"
+    subject_type: str = "service"
+    note: str = ""
+    expires_at_ms: int = 0
+    revoked_at_ms: int = 0
+    last_used_at_ms: int = 0
+
+    def used(self, at_ms: int) -> OperatorKey:
+        """The same, used then."""
+        return replace(self, last_used_at_ms=at_ms)
+
+
 # -- registry and nodes
+
+
+EVERY_NODE: Final = "*"  # in the place of a node's id: those of which nothing else is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +542,16 @@ class NodeOverride:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyEpochs:
+    """How often the keys of each (role, identity) were revoked; what is missing is at 0. Of whom that cannot be
+    believed is `distrusted`; where `whole` is false, that is everybody."""
+
+    epochs: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    distrusted: frozenset[tuple[int, str]] = frozenset()
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRegistry:
     """The registry as it was last published."""
 
@@ -453,3 +559,4 @@ class StoredRegistry:
     epoch: int
     generation: int
     descriptors: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)  # name -> canonical, source
+    distrusted: tuple[str, ...] = ()  # names whose rows are not as they were published, left out

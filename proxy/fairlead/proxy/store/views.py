@@ -15,7 +15,7 @@ LINEAGE_SHOWN_MAX: Final = 100
 _LIST_COLUMNS: Final = (
     "run_id, root_id, retry_of_run_id, parent_id, tenant, command, effect, target, status, node_id, fence,"
     " accepted_at_ms, due_at_ms, deadline_at_ms, finished_at_ms, reason, detail, correlation_id, idempotency_key,"
-    " ordering_key, priority, callback_url"
+    " ordering_key, priority, callback_url, approval_id"
 )
 
 
@@ -55,6 +55,8 @@ def run(db: Db, run_id: str) -> dict[str, Any] | None:
 def _timeline(db: Db, found: dict[str, Any]) -> list[dict[str, Any]]:
     """What happened, in order, worked out from the run and its attempts: nothing is written twice for it."""
     steps: list[dict[str, Any]] = [{"at_ms": found["accepted_at_ms"], "event": "accepted"}]
+    if found["approval_id"]:
+        steps += _approval_steps(db, found["approval_id"])
     if found["due_at_ms"] > found["accepted_at_ms"] and not found["fence"]:
         steps.append({"at_ms": found["due_at_ms"], "event": "due"})
     past = dicts(
@@ -85,6 +87,29 @@ def _timeline(db: Db, found: dict[str, Any]) -> list[dict[str, Any]]:
     if found["finished_at_ms"]:
         extra = {key: found[key] for key in ("reason", "detail") if found[key]}
         steps.append({"at_ms": found["finished_at_ms"], "event": found["status"].lower(), **extra})
+    return steps
+
+
+def _approval_steps(db: Db, approval_id: str) -> list[dict[str, Any]]:
+    asked = db.execute(
+        "SELECT status, requested_by, requested_at_ms, expires_at_ms, decided_at_ms FROM approvals WHERE id = ?",
+        (approval_id,),
+    ).fetchone()
+    if asked is None:
+        return []
+    steps: list[dict[str, Any]] = [{
+        "at_ms": asked[2], "event": "approval requested", "approval_id": approval_id, "by": asked[1],
+        "until_ms": asked[3],
+    }]  # fmt: skip
+    for at_ms, decision, principal, why in db.execute(
+        "SELECT at_ms, decision, principal, why FROM approval_votes WHERE approval_id = ? ORDER BY at_ms, principal",
+        (approval_id,),
+    ).fetchall():
+        steps.append(
+            {"at_ms": at_ms, "event": f"vote: {decision}", "by": principal, **({"why": why} if why else {})}
+        )
+    if asked[4]:
+        steps.append({"at_ms": asked[4], "event": f"approval {asked[0].lower()}"})
     return steps
 
 
@@ -138,12 +163,18 @@ def owned(db: Db, run_ids: Sequence[str], tenant: str, identity_json: bytes) -> 
     return [row[0] for row in rows]
 
 
+def tenant_of_run(db: Db, run_id: str) -> str | None:
+    row = db.execute("SELECT tenant FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    return None if row is None else str(row[0])
+
+
 def runs(db: Db, wanted: RunFilter) -> list[dict[str, Any]]:
     clauses, values = ["parent_id = ''"], list[Any]()
     for column, value in (
         ("tenant", wanted.tenant),
         ("command", wanted.command),
         ("node_id", wanted.node_id),
+        ("principal", wanted.principal),
     ):
         if value is not None:
             clauses.append(f"{column} = ?")
@@ -152,7 +183,7 @@ def runs(db: Db, wanted: RunFilter) -> list[dict[str, Any]]:
     if wanted.status is not None:
         clauses.append(f"status = '{wanted.status.value}'")
         if not wanted.status.terminal:  # few of many: sorted rather than looked for from the newest run on
-            clauses.append("status IN ('PENDING', 'RUNNING')")
+            clauses.append("status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING')")
             order = "seq + 0 DESC"
     found = dicts(
         db.execute(
@@ -179,18 +210,32 @@ def waiting_runs(db: Db, now_ms: int) -> Waiting:
     delayed, next_due = db.execute(
         "SELECT count(*), min(due_at_ms) FROM runs WHERE status = 'PENDING' AND ready = 0"
     ).fetchone()
+    (for_approval,) = db.execute(
+        "SELECT count(*) FROM runs WHERE approval_id <> '' AND status = 'PENDING_APPROVAL' AND children_open = 0"
+    ).fetchone()
     return Waiting(
-        {row[0]: row[1] for row in due}, delayed, next_due, min((row[2] for row in due), default=None)
+        {row[0]: row[1] for row in due},
+        delayed,
+        next_due,
+        min((row[2] for row in due), default=None),
+        for_approval,
     )
 
 
 def status_counts(db: Db) -> dict[str, int]:
     open_runs = db.execute(
-        "SELECT status, count(*) FROM runs WHERE status IN ('PENDING', 'RUNNING') GROUP BY status"
+        "SELECT status, count(*) FROM runs WHERE status IN ('PENDING_APPROVAL', 'PENDING', 'RUNNING')"
+        " GROUP BY status"
     ).fetchall()
     ended = db.execute("SELECT status, sum(runs) FROM run_totals GROUP BY status").fetchall()
     return {row[0]: int(row[1]) for row in (*open_runs, *ended) if row[1]}
 
 
 def _json(raw: bytes | None) -> Any:
-    return None if raw is None else msgspec.json.decode(raw)
+    """What is stored as JSON; what is none, because somebody wrote it by hand, as a word about it."""
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        return "not JSON"

@@ -1,14 +1,14 @@
 """`fairlead ctl`: the operator's verbs, over the ops API. Errors say what to do next; `--json` prints raw JSON.
 
-A file for each subject: `fleet` (what there is), `dispatching` (runs), `dead_letters`, `controls`; `calling` asks the
-proxy and `showing` prints.
+A file for each subject: `fleet` (what there is), `dispatching` (runs), `approvals`, `dead_letters`, `controls`, `keys`,
+`audit`; `calling` asks the proxy and `showing` prints.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from fairlead.cli.ctl import controls, dead_letters, dispatching, fleet
+from fairlead.cli.ctl import approvals, audit, controls, dead_letters, dispatching, fleet, keys
 from fairlead.cli.ctl.calling import DEFAULT_URL, TIMEOUT_S, Failed
 from fairlead.cli.ctl.fleet import why
 
@@ -19,5 +19,5 @@ def add_to(verbs: Any) -> None:
     """Add the verb and its parts."""
     ctl = verbs.add_parser("ctl", help="ask and command a running proxy")
     parts = ctl.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for subject in (fleet, dispatching, dead_letters, controls):
+    for subject in (fleet, dispatching, approvals, dead_letters, controls, keys, audit):
         subject.add_to(parts)

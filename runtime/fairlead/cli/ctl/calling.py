@@ -35,6 +35,12 @@ def shared(*, again: bool = False) -> argparse.ArgumentParser:
         help="operator key (default: FAIRLEAD_OPS_KEY)",
     )  # fmt: skip
     options.add_argument(
+        "--because",
+        default=default(""),
+        metavar="TEXT",
+        help="why, in your own words: kept in the audit trail",
+    )
+    options.add_argument(
         "--json", action="store_true", default=default(False), help="print the answer as JSON"
     )
     return options
@@ -64,18 +70,34 @@ def call(
     options: argparse.Namespace, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, Any]:
     """Status and decoded answer. Raises Failed with the reason, what to do about it and the correlation id."""
+    answer = _ask(options, method, path, body, headers)
+    return answer.status_code, _decoded(options, path, answer)
+
+
+def fetch(options: argparse.Namespace, path: str) -> tuple[bytes, Mapping[str, str]]:
+    """What is no JSON as it comes, with its headers. Raises Failed."""
+    answer = _ask(options, "GET", path, None, {})
+    if answer.status_code >= 400:
+        _decoded(options, path, answer)
+        raise Failed(f"{options.url}{path} answered {answer.status_code}")
+    return answer.content, answer.headers
+
+
+def _ask(options: argparse.Namespace, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Any:
     try:
         import httpx
     except ImportError as error:  # a node's installation leaves it out
         raise Failed("this needs httpx: pip install 'fairlead[proxy]'") from error
-    sent = {
+    sent: dict[str, Any] = {
         "accept": "application/json",
         **{name.replace("_", "-"): value for name, value in headers.items()},
     }
     if options.ops_key:
         sent["x-ops-key"] = options.ops_key
+    if getattr(options, "because", "") and method != "GET":
+        sent["x-reason"] = options.because.encode()
     try:
-        answer = httpx.request(
+        return httpx.request(
             method,
             options.url.rstrip("/") + path,
             json=body,
@@ -90,6 +112,9 @@ def call(
         raise Failed(
             f"{options.url} did not answer ({error}). Is the proxy running? Set --url or FAIRLEAD_URL."
         ) from error
+
+
+def _decoded(options: argparse.Namespace, path: str, answer: Any) -> Any:
     try:
         decoded = answer.json()
     except ValueError as error:
@@ -98,7 +123,7 @@ def call(
         ) from error
     if answer.status_code >= 400 and isinstance(decoded, dict) and "reason" in decoded:
         raise Failed(_told(decoded))
-    return answer.status_code, decoded
+    return decoded
 
 
 def _told(problem: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
-"""What operators set for tenants, and the record of who did: pauses, replay budgets, rate limits, audit."""
+"""What operators set for tenants: pauses, replay budgets, rate limits."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from fairlead.cli.ctl.calling import Failed, call, guard, query, shared
-from fairlead.cli.ctl.showing import print_json, short, table, when, yes
+from fairlead.cli.ctl.calling import Failed, call, guard, shared
+from fairlead.cli.ctl.showing import print_json, table, when, yes
 
 EVERYBODY = "*"
 AGENT_CHANGES: dict[str, dict[str, bool]] = {
@@ -43,10 +43,6 @@ def add_to(parts: Any) -> None:
     limits.add_argument("action", choices=("clear",))
     limits.add_argument("prefix", help="of the keys to forget: replay: or replay:TENANT:")
     limits.set_defaults(run=guard(_clear))
-    audit = parts.add_parser("audit", parents=parents, help="who did what")
-    audit.add_argument("action", choices=("tail",))
-    audit.add_argument("--limit", type=int, default=20, help="the latest so many (default 20)")
-    audit.set_defaults(run=guard(_audit))
 
 
 def _agents(options: argparse.Namespace) -> None:
@@ -98,15 +94,3 @@ def _clear(options: argparse.Namespace) -> None:
         return print_json(answer)
     print(f"cleared {answer['cleared']}")
     return None
-
-
-def _audit(options: argparse.Namespace) -> None:
-    _, answer = call(options, "GET", "/api/ops/reliability/audit" + query({"limit": options.limit}))
-    if options.json:
-        return print_json(answer)
-    return table(("at (UTC)", "action", "by", "tenant", "targets", "ok", "failed", "detail"), [
-        (when(each["at_ms"]), each["action"], each["principal"], each["tenant"], each["target_count"],
-         each["success_count"], each["failure_count"],
-         short(" ".join(f"{name}={value}" for name, value in each["detail"].items()), 80))
-        for each in reversed(answer["events"])  # the newest last, as a tail has it
-    ])  # fmt: skip

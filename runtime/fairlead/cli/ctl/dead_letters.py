@@ -242,6 +242,7 @@ def _print_dry(dry: dict[str, Any]) -> None:
         f"dry run: {dry['matched']} matched, {dry['would_run']} would run, {dry['would_skip']} would be skipped"
         + ("; more match than one request may take: repeat it afterwards" if dry["more_match"] else "")
         + ("  (forced)" if dry["force"] else "")
+        + ("; it has to be approved by somebody else" if dry.get("needs_approval") else "")
     )
     for tenant, cost in dry["budget"].items():
         print(
@@ -302,7 +303,9 @@ def _print_requested(answer: dict[str, Any]) -> None:
               f"{replay['total']} completed")  # fmt: skip
         return
     print(f"{answer['status']}  replay {replay['id']}, {_letters(replay['total'])}")
-    if answer["worker_enabled"]:
+    if answer["status"] == "PENDING_APPROVAL":
+        print(f"it waits for somebody else's approval: fairlead ctl approvals show {answer['approval_id']}")
+    elif answer["worker_enabled"]:
         print("how it goes: fairlead ctl dlq worker")
     else:
         print(

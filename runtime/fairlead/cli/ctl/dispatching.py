@@ -13,6 +13,7 @@ from fairlead.protocol.reasons import parse_reason, traits
 from fairlead.runtime.process import EXIT_FAILED, EXIT_STOPPED
 
 RUN_ACTIONS = ("cancel", "retry")
+OPEN = ("PENDING_APPROVAL", "PENDING", "RUNNING")
 
 
 def add_to(parts: Any) -> None:
@@ -46,7 +47,9 @@ def add_to(parts: Any) -> None:
     )
     runs.add_argument("id", nargs="?", help="the run to cancel (what runs is stopped where it can be), or to retry "
                       "(yours, and FAILED: as a new run)")  # fmt: skip
-    runs.add_argument("--status", help="PENDING, RUNNING, COMPLETED, FAILED, CANCELLED or EXPIRED")
+    runs.add_argument(
+        "--status", help="PENDING_APPROVAL, PENDING, RUNNING, COMPLETED, FAILED, CANCELLED or EXPIRED"
+    )
     runs.add_argument("--command", help="of this command")
     runs.add_argument("--tenant", help="of this tenant")
     runs.add_argument("--node", help="on this node")
@@ -89,7 +92,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         print_json(answer)
     else:
         _print_answer(answer)
-    return EXIT_STOPPED if answer["status"] in ("COMPLETED", "PENDING", "RUNNING") else EXIT_FAILED
+    return EXIT_STOPPED if answer["status"] in ("COMPLETED", *OPEN) else EXIT_FAILED
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
@@ -100,7 +103,9 @@ def _print_answer(answer: dict[str, Any]) -> None:
     if answer.get("result") is not None:
         print(json.dumps(answer["result"], ensure_ascii=False))
     print_children(answer)
-    if answer["status"] in ("PENDING", "RUNNING"):
+    if answer["status"] == "PENDING_APPROVAL":
+        print(f"it waits for somebody else's approval: fairlead ctl approvals show {answer['run_id']}")
+    elif answer["status"] in OPEN:
         print(f"not ended yet; ask again: fairlead ctl runs {answer['run_id']}")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.sql import quote
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
 from fairlead.protocol.reasons import Reason, Refused
@@ -28,6 +29,7 @@ from fairlead.proxy.store.postgres.placeholders import numbered
 from fairlead.proxy.store.schema import StoreUnfit
 
 CHANNEL = "fairlead"
+EVERYBODY = "*"  # as `fairlead.tenant`: the proxy itself
 NOTICE_BYTES_MAX = 7_900  # PostgreSQL fails the transaction at 8000
 SERVER_VERSION_MIN = 130_000
 MIGRATION_S = 1_800.0  # a migration may have to rewrite a large table
@@ -53,6 +55,10 @@ class Access(enum.Enum):
     READ = "read"
     SCHEMA = "schema"  # migrations and checks: as WRITE, with more time for each statement
     LISTEN = "listen"
+
+
+# As whom a connection works, once the migrations have made these roles; whoever logged in must be a member of them.
+ROLES = {Access.WRITE: "fairlead_writer", Access.READ: "fairlead_reader"}
 
 
 class Silent(Exception):
@@ -133,6 +139,8 @@ def open_connection(url: str, access: Access, bounds: Bounds) -> tuple[BoundedCo
         _adapt(connection)
         _set_up(connection, access, bounds)
         warnings = _check(connection)
+        if access in ROLES:
+            warnings += _take_role(connection, ROLES[access])
         connection.deadline_s = float("inf")
         connection.silence_s = (MIGRATION_S if access is Access.SCHEMA else bounds.statement_s) + 1
     except BaseException:
@@ -177,6 +185,48 @@ def _set_up(connection: BoundedConnection, access: Access, bounds: Bounds) -> No
     }
     calls = ", ".join(f"set_config('{name}', $${value}$$, false)" for name, value in settings.items())
     connection.execute(f"SELECT {calls}", prepare=False)
+
+
+def _take_role(connection: BoundedConnection, role: str) -> list[str]:
+    """Put down what the login may do beyond reading and writing rows, where the migrations made a role for that; what
+    an operator should know where tenants then have no second wall."""
+    if may_take(connection, role):
+        # The schemas by name first: "$user" would mean another one.
+        connection.execute(
+            "SELECT set_config('search_path', coalesce((SELECT string_agg(quote_ident(each.name), ', '"
+            "  ORDER BY each.number) FROM unnest(current_schemas(false)) WITH ORDINALITY AS each (name, number)),"
+            "  current_setting('search_path')), false), set_config('role', $1, false)",
+            (role,),
+            prepare=False,
+        )
+    who = bypasses_walls(connection)
+    if who:
+        return [
+            f"{who} bypasses row level security, so that nothing but our own queries keeps tenants apart:"
+            " connect as another role, as docs/operations.md says"
+        ]
+    return []
+
+
+def may_take(connection: BoundedConnection, role: str) -> bool:
+    """Whether there is such a role, made for this database, and the login may put itself into it."""
+    held = "SET" if connection.info.server_version >= 160_000 else "MEMBER"
+    row = connection.execute(
+        f"SELECT pg_has_role(current_user, oid, '{held}') AND has_table_privilege(oid, to_regclass('runs'), 'SELECT')"
+        " FROM pg_roles WHERE rolname = $1",
+        (role,),
+        prepare=False,
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def bypasses_walls(connection: BoundedConnection) -> str:
+    """Whom the connection works as, where no row level security holds for that role."""
+    row = connection.execute(
+        "SELECT rolname FROM pg_roles WHERE rolname = current_user AND (rolsuper OR rolbypassrls)",
+        prepare=False,
+    ).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def _check(connection: BoundedConnection) -> list[str]:
@@ -250,13 +300,15 @@ class Connecting:
 
 
 class PostgresDb:
-    """The connection as a `Db`. The writer calls `renew` before each transaction, `flush` before each COMMIT."""
+    """The connection as a `Db`. Its thread calls `begin` for each transaction, `flush` before each COMMIT."""
 
-    __slots__ = ("_clock_ms", "_connection", "_notices", "_read_only")
+    __slots__ = ("_begin", "_begin_for", "_clock_ms", "_connection", "_notices", "_read_only")
     dialect = POSTGRES
 
     def __init__(self, connection: BoundedConnection, read_only: bool = False) -> None:
         self._connection, self._read_only = connection, read_only
+        self._begin_for = f"BEGIN{' READ ONLY' if read_only else ''}; SET LOCAL fairlead.tenant ="
+        self._begin = f"{self._begin_for} '{EVERYBODY}'"
         self._clock_ms: int | None = None
         self._notices: dict[tuple[str, str], None] = {}
 
@@ -286,10 +338,20 @@ class PostgresDb:
         too_long = len(f"{topic} {payload}".encode()) > NOTICE_BYTES_MAX
         self._notices[topic, "" if too_long else payload] = None
 
-    def renew(self) -> None:
-        """Forget what belonged to the last transaction."""
+    def begin(self, tenant: str | None = None) -> None:
+        """Begin a transaction of one tenant, or (None) of the proxy itself, which works for all of them.
+
+        In one message, and with it the wall between tenants (0003_tenants.sql) forgets the last one by itself.
+        """
+        if tenant == EVERYBODY:
+            raise ValueError("no tenant is called that")
         self._clock_ms = None
         self._notices.clear()
+        if tenant is None:
+            statements = self._begin
+        else:
+            statements = f"{self._begin_for} {quote(tenant, self._connection)}"
+        self._connection.execute(statements, prepare=False)
 
     def flush(self) -> None:
         """Hand over the notices of this transaction."""

@@ -23,16 +23,16 @@ class PostgresEngine:
     async def write(self, job: Callable[[Db], T]) -> T:
         return await self._writer.submit(job)
 
-    async def read(self, job: Callable[[Db], T]) -> T:
-        return await self._reader.submit(job)
+    async def read(self, job: Callable[[Db], T], tenant: str | None = None) -> T:
+        return await self._reader.submit(job, tenant)
 
     def waiting(self) -> int:
         return self._writer.waiting()
 
     @property
     def warnings(self) -> list[str]:
-        """What an operator should know of the server's settings."""
-        return self._writer.warnings
+        """What an operator should know of the server's settings, and of whom we connect as."""
+        return list(dict.fromkeys(self._writer.warnings + self._reader.warnings))
 
     async def aclose(self) -> None:
         await self._reader.aclose()

@@ -18,11 +18,14 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from fairlead.proxy.store.postgres.connection import (
+    ROLES,
     Access,
     BoundedConnection,
     Bounds,
     Silent,
+    bypasses_walls,
     explained,
+    may_take,
     open_connection,
     unavailable,
 )
@@ -177,12 +180,17 @@ def _schema_findings(connection: BoundedConnection, known: Sequence[Migration]) 
             found.append(Finding("error", "privileges", f"this role may not CREATE in schema {schema}"))
     else:
         found.append(Finding("ok", "schema", versions))
-    return found + _table_findings(connection, [each for each in known if each.version in applied])
+    there = [each for each in known if each.version in applied]
+    return found + _table_findings(connection, there) + _wall_findings(connection, there)
+
+
+def _tables_of(applied: Sequence[Migration]) -> list[str]:
+    return list(dict.fromkeys(name for each in applied for name in _TABLE_NAME.findall(each.sql)))
 
 
 def _table_findings(connection: BoundedConnection, applied: Sequence[Migration]) -> list[Finding]:
     found: list[Finding] = []
-    for name in dict.fromkeys(name for each in applied for name in _TABLE_NAME.findall(each.sql)):
+    for name in _tables_of(applied):
         (there,) = _row(connection, "SELECT to_regclass($1) IS NOT NULL", name)
         if not there:
             found.append(Finding("error", "tables", f"table {name} is missing"))
@@ -195,3 +203,32 @@ def _table_findings(connection: BoundedConnection, applied: Sequence[Migration])
         if lacking:
             found.append(Finding("error", "privileges", f"this role may not {', '.join(lacking)} on {name}"))
     return found
+
+
+def _wall_findings(connection: BoundedConnection, applied: Sequence[Migration]) -> list[Finding]:
+    """Whether the second wall between tenants stands, and holds for whom the proxy connects as."""
+    if not any("ROW LEVEL SECURITY" in each.sql for each in applied):
+        return []
+    open_tables = sorted(set(unwalled(connection)) & set(_tables_of(applied)))
+    if open_tables:
+        return [Finding("error", "tenants", f"no forced row level security on {', '.join(open_tables)}")]
+    taken = [role for role in ROLES.values() if may_take(connection, role)]
+    who = bypasses_walls(connection)
+    if who and len(taken) < len(ROLES):
+        detail = f"{who} bypasses row level security: docs/operations.md says as whom to connect"
+        return [Finding("warning", "tenants", detail)]
+    working = f", at work as {' and '.join(taken)}" if taken else ""
+    name = connection.info.user + (" (bypasses row level security)" if who else "")
+    return [Finding("ok", "tenants", f"row level security is forced on every table; {name}{working}")]
+
+
+def unwalled(connection: BoundedConnection) -> list[str]:
+    """Tables where ours are, on which row level security is not forced, or which have no policy."""
+    rows = connection.execute(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relname <> $1"
+        " AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1))"
+        " AND NOT (relrowsecurity AND relforcerowsecurity"
+        "   AND EXISTS (SELECT 1 FROM pg_policy WHERE polrelid = pg_class.oid)) ORDER BY relname",
+        (TABLE,),
+    ).fetchall()
+    return [row[0] for row in rows]

@@ -62,6 +62,7 @@ class _Entry:
     job: Job[Any]
     task: trio.lowlevel.Task
     since_s: float
+    tenant: str | None
 
 
 _Answers = list[tuple[_Entry, outcome.Outcome[Any]]]
@@ -104,8 +105,12 @@ class _JobThread:
         self._thread = threading.Thread(target=self._run, name=f"postgres-{name}", daemon=True)
         self._thread.start()
 
-    async def submit(self, job: Job[T]) -> T:
-        """Run `job`; return its value after it is durable, or raise what it raised, or Refused."""
+    async def submit(self, job: Job[T], tenant: str | None = None) -> T:
+        """Run `job`; return its value after it is durable, or raise what it raised, or Refused.
+
+        `tenant`: of which the job may see anything, where it reads for a caller that is bound to one.
+        """
+        assert tenant is None or self.access is Access.READ, "what is written is the proxy's own work"
         if self._closing.is_set():
             raise Refused(Reason.STORE_UNAVAILABLE, "the store is closed")
         if self.waiting() >= JOBS_WAITING_MAX:
@@ -113,7 +118,7 @@ class _JobThread:
         if self._token is None:
             self._token = trio.lowlevel.current_trio_token()
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._queue.put(_Entry(job, trio.lowlevel.current_task(), now_s()))
+        self._queue.put(_Entry(job, trio.lowlevel.current_task(), now_s(), tenant))
         value: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return value
 
@@ -193,7 +198,7 @@ class _JobThread:
             assert self._connection is not None
             self._connection.deadline_s = deadline_s
             try:
-                return outcome.Value(self._transact(entry.job))
+                return outcome.Value(self._transact(entry.job, entry.tenant))
             except BaseException as error:  # a job that calls sys.exit() must not take the thread with it
                 what = self._after(error)
                 if what is Fate.RAISED:
@@ -206,8 +211,16 @@ class _JobThread:
                 if what is Fate.CONFLICT:
                     self._closing.wait(0.005 * 2**conflicts)
 
-    def _transact(self, job: Job[T]) -> T:
-        raise NotImplementedError
+    def _transact(self, job: Job[T], tenant: str | None) -> T:
+        self._db.begin(tenant)
+        value = job(self._db)
+        self._db.must_be_in_transaction()
+        self._commit()
+        return value
+
+    def _commit(self) -> None:
+        self._db.flush()
+        self._db.execute("COMMIT")
 
     # -- the connection
 
@@ -306,7 +319,7 @@ class PostgresWriter(_JobThread):
         """As many jobs as `BATCH_S` allows in one transaction. Raises what the first failure raised."""
         values: list[Any] = []
         until_s = now_s() + BATCH_S
-        self._begin()
+        self._db.begin()
         for entry in batch:
             values.append(entry.job(self._db))
             self._db.must_be_in_transaction()
@@ -315,33 +328,15 @@ class PostgresWriter(_JobThread):
         self._commit()
         return [(entry, outcome.Value(value)) for entry, value in zip(batch, values, strict=False)]
 
-    def _transact(self, job: Job[T]) -> T:
-        self._begin()
-        value = job(self._db)
-        self._db.must_be_in_transaction()
-        self._commit()
-        return value
-
-    def _begin(self) -> None:
-        self._db.renew()
-        self._db.execute("BEGIN")
-
-    def _commit(self) -> None:
-        self._db.flush()
-        self._db.execute("COMMIT")
-
 
 class PostgresReader(_JobThread):
-    """Where jobs that only read go. Each statement sees what was committed when it began."""
+    """Where jobs that only read go, each for one tenant or for all. Each statement sees what was committed when it
+    began."""
 
     access = Access.READ
 
     def _attempt(self, batch: list[_Entry], deadline_s: float) -> _Answers:
         return [(batch[0], self._alone(batch[0], deadline_s))]
-
-    def _transact(self, job: Job[T]) -> T:
-        self._db.renew()
-        return job(self._db)
 
 
 def _refused(detail: str) -> Refused:
