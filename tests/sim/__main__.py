@@ -19,7 +19,7 @@ from tests.sim.mutate import summary
 from tests.sim.oracles import ORACLES
 from tests.sim.seeds import Outcome, many, plan_text, run_seed, shorten
 from tests.sim.speed import measure
-from tests.sim.workload import PLOTS, STEPS, draw_setup
+from tests.sim.workload import PLOTS, STEPS, TRUST, draw_setup
 
 from fairlead.testing.faults import KINDS
 
@@ -72,7 +72,7 @@ class Sum:
             ("runs", f"{self.runs:,}"),
             ("calls of handlers", f"{self.calls:,}"),
             ("oracles", f"{len(ORACLES)}"),
-            ("kinds of steps, of faults", f"{len(STEPS) + len(PLOTS)}, {len(KINDS)}"),
+            ("kinds of steps, of faults", f"{len(STEPS) + len(PLOTS) + len(TRUST)}, {len(KINDS)}"),
             ("seeds with a violation", f"{len(self.failed)}"),
             ("mutants, of the last `python -m tests.sim.mutate --sim --write`", summary()),
         )

@@ -32,6 +32,7 @@ SETTLES_WITHIN_S: Final = 150.0
 STARTS_WITHIN_S: Final = 120.0
 LOOK_EVERY_S: Final = 0.5
 QUIET_S: Final = 0.1
+TOLD_S: Final = 1.5  # what a claim found forged has ended, and is counted and told with the next sweep
 BREATHES_S: Final = 2.0  # before the plots that come when the rest is over
 SHRINK_TRIALS_MAX: Final = 60
 
@@ -182,7 +183,7 @@ async def _settle(cluster: SimCluster, record: Record) -> None:
         record.tell("on_tick")
         if record.violations:
             return True
-        if cluster.now - record.last_change_s < QUIET_S:
+        if cluster.now - record.last_change_s < (TOLD_S if record.setup.has("forge") else QUIET_S):
             return False  # what follows from a commit in memory comes a little after it
         positions = {
             each.control.registry.position for each in record.proxies().values() if each.control is not None

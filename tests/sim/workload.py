@@ -252,27 +252,33 @@ def _ask(draw_: random.Random) -> Arguments:
         "number": draw_.randrange(1, 6), "tenant": draw_.choice(TENANTS),
         "mode": draw_.choices(("ok", "transient", "fail"), (8, 1, 1))[0], "ms": draw_.choice((0, 20, 300)),
         "tail_ms": 0, "times": 1,
-        **draw_.choice(({}, {}, {"ordering_key": "key-1"}, {"deadline_ms": 1_500}, {"delay_ms": 300})),
+        **draw_.choice((
+            {}, {}, {"ordering_key": "key-1"}, {"deadline_ms": 1_500}, {"delay_ms": 3_000}, {"delay_ms": 6_000},
+        )),
     }  # fmt: skip
 
 
 APPROVERS: Final = (strong("approver 1"), strong("approver 2"))
 APPROVALS_SHARE: Final = 0.2  # of the seeds
-FORGERS_SHARE: Final = 0.15
-FORGERIES: Final = (
-    "args", "tenant", "target", "deadline", "copy", "approved", "key", "budgets", "tenants", "nodes", "epochs",
-)  # fmt: skip
+FORGERS_SHARE: Final = {False: 0.12, True: 0.3}  # of the seeds without and with approvals
+FORGERIES: Final = {
+    "args": 4, "tenant": 3, "target": 3, "deadline": 3, "copy": 4, "approved": 3, "votes": 4, "key": 1, "budgets": 1,
+    "tenants": 1, "nodes": 1, "epochs": 0.5,
+}  # fmt: skip
 TRUST: Final[dict[str, Callable[[random.Random], Arguments]]] = {
     "ask": _ask,
     "approve": lambda d: {
-        "pick": d.randrange(1_000), "by": d.choices((0, 1, 2), (1, 5, 4))[0], "quotes": d.random() < 0.9,
+        "pick": d.randrange(1_000),
+        "by": d.choices((0, 1, 2), (1, 5, 4))[0],
+        "quotes": d.random() < 0.9,
     },
     "reject": lambda d: {"pick": d.randrange(1_000), "by": d.choice((0, 1, 2)), "quotes": d.random() < 0.9},
     # somebody who can write to the database
     "forge": lambda d: {
-        "what": d.choices(FORGERIES, (4, 3, 3, 3, 4, 3, 1, 1, 1, 1, 0.5))[0], "pick": d.randrange(1_000),
+        "what": d.choices(tuple(FORGERIES), tuple(FORGERIES.values()))[0],
+        "pick": d.randrange(1_000),
     },
-}  # fmt: skip
+}
 
 
 def _draw_approvals(seed: int, long_s: float) -> tuple[dict[str, Any], list[Step]]:
@@ -286,9 +292,9 @@ def _draw_approvals(seed: int, long_s: float) -> tuple[dict[str, Any], list[Step
     return approvals, steps
 
 
-def _draw_forgeries(seed: int, long_s: float) -> list[Step]:
+def _draw_forgeries(seed: int, long_s: float, approves: bool) -> list[Step]:
     d = random.Random(f"{seed}/forge")
-    if d.random() >= FORGERS_SHARE:
+    if d.random() >= FORGERS_SHARE[approves]:
         return []
     return [
         Step(round(d.uniform(0, long_s), 3), "forge", TRUST["forge"](d)) for _ in range(d.choice((2, 4, 8)))
@@ -372,7 +378,7 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
     if approvals:
         options_proxy["approvals"] = approvals
         reliability["ops_keys"] = [OPS_KEY, *APPROVERS]
-    steps += [*asked, *_draw_forgeries(seed, long_s)]
+    steps += [*asked, *_draw_forgeries(seed, long_s, bool(approvals))]
     d = random.Random(f"{seed}/faults")
     people = Names(names[:proxies], names[proxies:-1], ("app",), shared)
     count = int(d.choice((2, 5, 10, 16)) * scale) if fault_kinds else 0

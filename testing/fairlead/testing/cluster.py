@@ -481,7 +481,7 @@ class SimCluster:
 
     def write_by_hand(self, name: str, sql: str, *parameters: Any) -> int:
         """One statement in the database of a proxy that runs, or in the shared one. How many rows it changed."""
-        self.trace.fault(f"somebody writes to the database of {name}: {sql}")
+        self.trace.add(f"somebody writes to the database of {name}: {sql}")
         if self.store is not None and (name == DATABASE or self.processes[name].kind == "proxy"):
             return self.store.write_by_hand(sql, parameters)
         return self.processes[name].disk.write_by_hand(sql, parameters)
