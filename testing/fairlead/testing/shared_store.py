@@ -166,9 +166,13 @@ class SharedStore:
         db = SharedDb(self.connection, self.wall, said)
         self.commits += 1
         if self.again and self._random.random() < self.again:
-            self._run_and_forget(jobs, db)
+            failed = self._run_and_forget(jobs, db)
             said.clear()
+        else:
+            failed = None
         results = run_batch(self.connection, [_on(db, job) for job in jobs])
+        if failed is not None and not any(isinstance(each, outcome.Error) for each in results):
+            raise AssertionError("a job failed when it ran first, and not when it ran again") from failed
         self._watch.tell(self._watch.changed(self.connection))
         if self.unknown_commits > 0:
             self.unknown_commits -= 1
@@ -183,16 +187,18 @@ class SharedStore:
             self._tell_all(topic, payload)
         return results
 
-    def _run_and_forget(self, jobs: list[Callable[[Db], Any]], db: Db) -> None:
+    def _run_and_forget(self, jobs: list[Callable[[Db], Any]], db: Db) -> Exception | None:
+        """Run them for nothing. What one of them raised is raised, and answered, when they run again."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             for job in jobs:
                 job(db)
-        except Exception:
-            pass  # the second run says the same, and that one is answered
+        except Exception as error:
+            return error
         finally:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
+        return None
 
     def _tell_all(self, topic: str, payload: str) -> None:
         for key in list(self._listeners):
