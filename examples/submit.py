@@ -17,6 +17,10 @@ from fairlead.client import Refused, RunFailed, Submit, open_client
 def demo() -> dict[str, str]:
     """What the demo wrote down for its application: DEMO_CONTROL, DEMO_CLIENT_ID and DEMO_CLIENT_KEY."""
     path = Path(os.environ.get("FAIRLEAD_DATA", "data")) / "demo.env"
+    if not path.exists():
+        raise SystemExit(
+            f"{path} is not there: start the demo (make run), or say where it is: FAIRLEAD_DATA=DIR"
+        )
     return dict(line.split("=", 1) for line in path.read_text().splitlines())
 
 
