@@ -521,7 +521,7 @@ async def test_draining_closes_the_idle_and_finishes_the_busy() -> None:
         idle, busy = await h.connect(), await h.connect()
         assert (await idle.get()).status == 200
         await busy.send(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
-        while not any(row["state"] == "active" for row in h.edge.status()["sessions"]):
+        while not any(row["state"] == "PLAYING" for row in h.edge.status()["sessions"]):
             await trio.sleep(0.002)
         h.edge.drain()
         assert await idle.read_to_end() == b""

@@ -21,7 +21,7 @@ async def test_bytes_are_relayed_with_half_close_and_counted() -> None:
         await client.send(b"hello")
         assert await client.read_exactly(5) == b"hello"
         row = h.edge.status()["sessions"][0]
-        assert (row["backend"], row["state"], row["bytes_in"], row["bytes_out"]) == ("b0", "relaying", 5, 5)
+        assert (row["backend"], row["state"], row["bytes_in"], row["bytes_out"]) == ("b0", "PLAYING", 5, 5)
         await client.stream.send_eof()
         assert await client.read_to_end() == b" bye"
         await h.until_sessions(0)

@@ -26,7 +26,6 @@ from fairlead.proxy.assembly import (
     SharedDatabase,
     StartRefused,
     assemble,
-    edge_config,
     facts,
     is_public_path,
     open_store,
@@ -39,6 +38,7 @@ from fairlead.proxy.control.control import Control
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
 from fairlead.proxy.edge.http import LocalRoutes
 from fairlead.proxy.edge.listen import Edge
+from fairlead.proxy.edge_assembly import edge_config
 from fairlead.proxy.ops.checks import Checks
 from fairlead.proxy.ops.health import Health
 from fairlead.proxy.ops.ops import Ops

@@ -15,22 +15,18 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from fairlead.proxy.config_edge import BackendConfig, Limits, ListenerConfig, RateLimits, Routing
 from fairlead.proxy.config_sections import (
     Approvals,
     Audit,
-    BackendConfig,
     ClientGrant,
     Dispatch,
     Jwt,
-    Limits,
-    ListenerConfig,
     Messaging,
     NodeGrant,
     Observability,
-    RateLimits,
     Reliability,
     Retry,
-    Routing,
     Security,
     StoreConfig,
     Worker,

@@ -21,6 +21,7 @@ from fairlead.proxy.edge.body import ResponseBody
 from fairlead.proxy.edge.forward_headers import interim_bytes, request_bytes, response_bytes
 from fairlead.proxy.edge.http import RESPONSE, RESPONSE_BODY, UPLOAD, ClientConnection
 from fairlead.proxy.edge.pool import Upstream
+from fairlead.proxy.edge.routing import ANYTHING
 from fairlead.runtime.http.body import BodyReader, ChunkedReader, reader_for
 from fairlead.runtime.http.framing import split_head
 from fairlead.runtime.http.head import RequestHead, ResponseHead
@@ -126,7 +127,7 @@ class Exchange:
         """A connection to the best backend: a pooled one, or a new one."""
         connection, listener = self._connection, self._listener
         now = trio.current_time()
-        candidates = listener.router.candidates(now)
+        candidates = listener.router.candidates(now, ANYTHING).backends
         upstream = None if fresh or not candidates else listener.pools.take(candidates[0], now)
         if upstream is None:
             connection.scope.deadline = float("inf")  # Each attempt has a deadline of its own.

@@ -18,11 +18,12 @@ from typing import Final
 import trio
 
 from fairlead.protocol.reasons import Reason, Refused, Reject, traits
+from fairlead.proxy.edge.arrival import Arrival
 from fairlead.proxy.edge.connect import Connector
 from fairlead.proxy.edge.forward_headers import is_trusted
 from fairlead.proxy.edge.pool import Pools
 from fairlead.proxy.edge.routing import Router
-from fairlead.proxy.edge.sessions import Session
+from fairlead.proxy.edge.sessions import Session, SessionState
 from fairlead.proxy.edge.settings import EdgeConfig
 from fairlead.proxy.edge.wire import READ_BYTES, Wire
 from fairlead.runtime.http.answer import answer_bytes
@@ -33,7 +34,6 @@ from fairlead.runtime.http.message import Request, Response, problem, split_targ
 from fairlead.runtime.http.server import correlation_id_of
 from fairlead.runtime.metrics import Cell, Family
 from fairlead.runtime.observer import Observer
-from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import World
 
 LocalHandler = Callable[[Request], Awaitable[Response]]
@@ -107,24 +107,26 @@ class HttpListener:
         for connection in list(self.connections):
             connection.drain()
 
-    async def serve(self, stream: ByteStream, session: Session) -> None:
+    async def serve(self, arrival: Arrival, session: Session) -> None:
         """One client, to its end."""
-        connection = ClientConnection(self, stream, session)
+        connection = ClientConnection(self, arrival, session)
         self.connections.add(connection)
         try:
             await connection.run()
         finally:
             self.connections.discard(connection)
-            stream.close()
+            arrival.stream.close()
 
 
 class ClientConnection:
     """One client's connection."""
 
-    def __init__(self, listener: HttpListener, stream: ByteStream, session: Session) -> None:
+    def __init__(self, listener: HttpListener, arrival: Arrival, session: Session) -> None:
         self.listener, self.limits, self.session = listener, listener.limits, session
-        self.client = Wire(stream)
-        self.peer = stream.peer_host
+        self.arrival = arrival
+        self.client = Wire(arrival.stream)
+        self.client.buffer = arrival.first
+        self.peer = arrival.peer_host
         self.is_trusted = is_trusted(self.peer, listener.trusted)
         self.scope = trio.CancelScope()
         self.phase = IDLE
@@ -164,7 +166,7 @@ class ClientConnection:
         timeout_s = limits.http_keepalive_timeout_s if self.served else limits.http_head_timeout_s
         while True:
             self.enter(IDLE, timeout_s)
-            self.session.state = "idle"
+            self.session.state = SessionState.AUTHENTICATED
             self.correlation_id = ""
             self.has_started, self.has_body_pending, self.keep = False, True, False
             head = await self._read_head()
@@ -173,7 +175,7 @@ class ClientConnection:
             if isinstance(head, Reject):
                 await self.refuse(head)
                 return await self._linger()
-            self.session.state = "active"
+            self.session.state = SessionState.PLAYING
             self.served += 1
             self.correlation_id = correlation_id_of(head.correlation_id, self.listener.world)
             self.has_body_pending = head.length != 0

@@ -16,6 +16,7 @@ import trio
 
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.proxy.edge.admission import AddressWindows, Admission
+from fairlead.proxy.edge.arrival import Arrival
 from fairlead.proxy.edge.connect import Connector
 from fairlead.proxy.edge.exchange import forward
 from fairlead.proxy.edge.http import HttpListener, LocalRoutes
@@ -187,9 +188,16 @@ class Edge:
             refused = self._admission.enter(peer, trio.current_time())
             if refused is not None:
                 return await self._turn_away(listener, stream, peer, refused)
-            session = self._sessions.open(listener.name, listener.kind, peer, self._world.wall_ms())
             try:
-                await server.serve(stream, session)
+                arrival = await self._arrive(stream)
+            except BaseException:
+                self._admission.leave()
+                raise
+            session = self._sessions.open(
+                self._world.new_id(), listener.name, listener.kind, arrival.peer_host, self._world.wall_ms()
+            )
+            try:
+                await server.serve(arrival, session)
             finally:
                 self._admission.leave()
                 self._sessions.close(session)
@@ -200,6 +208,10 @@ class Edge:
             name=listener.name,
             task_status=task_status,
         )
+
+    async def _arrive(self, stream: ByteStream) -> Arrival:
+        """What the connection's transport says of the client."""
+        return Arrival(stream, stream.peer_host, stream.peer_port)
 
     async def _turn_away(
         self, listener: ListenerConfig, stream: ByteStream, peer: str, reject: Reject

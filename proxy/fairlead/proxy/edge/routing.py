@@ -11,6 +11,7 @@ left, a doubtful one beats a refusal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fairlead.proxy.edge.settings import Backend
@@ -19,6 +20,32 @@ NodeState = Literal["ONLINE", "OFFLINE", "UNKNOWN", "DRAINING"]
 
 _READY, _OFFLINE, _DOWN, _DRAINING = range(4)
 _WHY: Final = ("", "its node is offline", "connecting failed lately", "its node is draining")
+
+
+def _no_header(name: bytes) -> bytes | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client asks for, as far as routing goes by it."""
+
+    host: str = ""  # of the Host header, the server name of TLS, or a game's handshake
+    path: bytes = b""
+    header: Callable[[bytes], bytes | None] = _no_header  # by lower-case name
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a client may be led: the best backend first. `cookie`: what it is to remember that by, if anything."""
+
+    backends: Sequence[Backend]
+    route: str = ""
+    cookie: bytes = b""  # a whole Set-Cookie value
+
+
+ANYTHING: Final = Asked()
 
 
 class Marks:
@@ -61,7 +88,11 @@ class Router:
         self._state = state
         self.marks = marks
 
-    def candidates(self, now: float) -> list[Backend]:
+    def candidates(self, now: float, asked: Asked) -> Choice:
+        """Where who asks for this is led."""
+        return Choice(self._ordered(now))
+
+    def _ordered(self, now: float) -> list[Backend]:
         """Every backend, the best first."""
         ranks = [self._rank(backend, now) for backend in self._order]
         if not any(ranks):
@@ -80,7 +111,7 @@ class Router:
     def explain(self, now: float) -> list[dict[str, Any]]:
         """For /status: the candidates in order, and why each that is out is out."""
         rows = []
-        for backend in self.candidates(now):
+        for backend in self._ordered(now):
             rank = self._rank(backend, now)
             why = _WHY[rank]
             if rank == _DOWN and self.marks.detail(backend.id):

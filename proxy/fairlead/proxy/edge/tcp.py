@@ -11,14 +11,14 @@ from __future__ import annotations
 import trio
 
 from fairlead.protocol.reasons import Reason, Refused, Reject
+from fairlead.proxy.edge.arrival import Arrival
 from fairlead.proxy.edge.connect import Connector
 from fairlead.proxy.edge.relay import relay
-from fairlead.proxy.edge.routing import Router
-from fairlead.proxy.edge.sessions import Session
+from fairlead.proxy.edge.routing import Asked, Router
+from fairlead.proxy.edge.sessions import Session, SessionState
 from fairlead.proxy.edge.settings import EdgeLimits
 from fairlead.runtime.metrics import Family
 from fairlead.runtime.observer import Observer
-from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import World
 
 
@@ -42,19 +42,20 @@ class TcpListener:
     def drain(self) -> None:
         """Sessions go on until they end, or until whoever runs the edge cancels it."""
 
-    async def serve(self, stream: ByteStream, session: Session) -> None:
+    async def serve(self, arrival: Arrival, session: Session) -> None:
         """One client, to its end."""
-        correlation_id = self._world.new_id()
-        session.state = "connecting"
+        correlation_id, stream = session.id, arrival.stream
+        asked = Asked(host=arrival.server_name, peer=arrival.peer_host)
         try:
+            choice = self._router.candidates(trio.current_time(), asked)
             backend_stream, backend = await self._connector.connect(
-                self._router.candidates(trio.current_time()), correlation_id, session.peer
+                choice.backends, correlation_id, session.peer
             )
         except Refused as refused:
             self._refused(Reject(refused.reason, refused.detail), session, correlation_id)
             stream.abort()
             return
-        session.backend, session.state = backend.id, "relaying"
+        session.backend, session.state = backend.id, SessionState.PLAYING
         ended: Reject | None = Reject(Reason.INTERNAL_ERROR)
         try:
             ended = await relay(stream, backend_stream, session, self._limits.tcp_idle_timeout_s)

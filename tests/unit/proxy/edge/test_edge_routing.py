@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fairlead.proxy.edge.routing import Marks, NodeState, Router
+from fairlead.proxy.edge.routing import ANYTHING, Marks, NodeState, Router
 from fairlead.proxy.edge.settings import Backend
 
 BACKENDS = [Backend(name, "127.0.0.1", 1000, f"node-{name}") for name in ("a", "b", "c", "d")]
@@ -13,7 +13,7 @@ def make(states: dict[str, NodeState] | None = None, default: str = "") -> Route
 
 
 def order(router: Router, now: float = 0.0) -> str:
-    return "".join(backend.id for backend in router.candidates(now))
+    return "".join(backend.id for backend in router.candidates(now, ANYTHING).backends)
 
 
 def test_the_default_comes_first_then_the_configured_order() -> None:

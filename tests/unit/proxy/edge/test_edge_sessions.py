@@ -7,8 +7,8 @@ from fairlead.proxy.edge.sessions import SHOWN_MAX, Sessions
 
 def test_sessions_are_counted_by_listener_and_shown_up_to_a_bound() -> None:
     table = Sessions()
-    web = [table.open("web", "http", "192.0.2.1", 5) for _ in range(SHOWN_MAX + 5)]
-    raw = table.open("raw", "tcp", "192.0.2.2", 6)
+    web = [table.open(f"w{n}", "web", "http", "192.0.2.1", 5) for n in range(SHOWN_MAX + 5)]
+    raw = table.open("r0", "raw", "tcp", "192.0.2.2", 6)
     assert table.counts() == {("web",): SHOWN_MAX + 5, ("raw",): 1}
     assert len(table.rows()) == SHOWN_MAX
     assert table.rows()[0]["peer"] == "192.0.2.1"
