@@ -96,6 +96,7 @@ PURE = [
     "proxy/fairlead/proxy/dispatch/replay.py",
     "proxy/fairlead/proxy/dispatch/retry.py",
     "proxy/fairlead/proxy/dispatch/submit.py",
+    "proxy/fairlead/proxy/edge/address_sets.py",
     "proxy/fairlead/proxy/edge/admission.py",
     "proxy/fairlead/proxy/edge/arrival.py",
     "proxy/fairlead/proxy/edge/body.py",

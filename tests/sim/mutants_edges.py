@@ -211,7 +211,7 @@ for secret in secrets[:1])
         "A full table of addresses forgets a live one to make room.",
         ADMISSION,
         """\
-            return Reject(Reason.CONNECTION_RATE_LIMIT, f"{self._table_max} addresses are being counted")
+            return f"{self._table_max} addresses are being counted"
 """,
         """\
             del self._windows[next(iter(self._windows))]
@@ -222,9 +222,27 @@ for secret in secrets[:1])
         "every_address_of_a_network_counts_alone",
         "Every address of an IPv6 network counts for itself.",
         ADMISSION,
-        'return f"{address.packed[:8].hex()}/64"',
+        'return str(address) if address.version == 4 else f"{address.packed[:8].hex()}/64"',
         "return str(address)",
         (f"{TEST_EDGE_ADMISSION}::test_what_counts_as_one_client",),
+    ),
+    Mutant(
+        "denied_may_connect",
+        "The deny list is not asked.",
+        ADMISSION,
+        "if address in self._deny:",
+        "if address in self._uncounted:",
+        (f"{TEST_EDGE_ADMISSION}::test_lists_say_who_may_come_and_who_is_not_counted",),
+    ),
+    Mutant(
+        "joins_have_no_grace",
+        "After a restart all clients come back at once, and are refused.",
+        ADMISSION,
+        "if not per_s or now - self._started_at < self.limits.joins_grace_s:",
+        "if not per_s:",
+        (
+            f"{TEST_EDGE_ADMISSION}::test_everybody_together_is_limited_only_after_the_grace_of_a_start",
+        ),
     ),
     Mutant(
         "forwarded_by_anybody",

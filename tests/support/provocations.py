@@ -53,8 +53,18 @@ OF_APPROVALS: Final = frozenset({
     Reason.HITL_TERMINAL_STATE_IMMUTABLE, Reason.HITL_TIMEOUT_FAIL_CLOSED,
 })  # fmt: skip
 
+# What test_reject_reasons_of_clients.py provokes.
+OF_CLIENTS: Final = frozenset({
+    Reason.ADDRESS_DENIED, Reason.JOIN_RATE_LIMIT,
+})  # fmt: skip
+
 # What these fleets cannot provoke: the test file, under tests, that does, and why not here.
 ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
+    Reason.CLIENT_HANDSHAKE_LIMIT: (
+        "unit/proxy/edge/test_edge_admission.py",
+        "needs hundreds of half-open clients",
+    ),
+    Reason.CLIENT_HANDSHAKE_RATE_LIMIT: ("unit/proxy/edge/test_edge_admission.py", "as its neighbour"),
     Reason.CALLBACK_ADDRESS_REFUSED: (
         "shell/test_callbacks.py",
         "needs a name that resolves to an inner address; an address in the URL is refused with the submission",

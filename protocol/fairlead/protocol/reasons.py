@@ -185,6 +185,10 @@ class Reason(enum.StrEnum):
     CLIENT_WRITE_TIMEOUT = "CLIENT_WRITE_TIMEOUT"
     CONNECTION_LIMIT = "CONNECTION_LIMIT"
     CONNECTION_RATE_LIMIT = "CONNECTION_RATE_LIMIT"
+    JOIN_RATE_LIMIT = "JOIN_RATE_LIMIT"
+    ADDRESS_DENIED = "ADDRESS_DENIED"
+    CLIENT_HANDSHAKE_LIMIT = "CLIENT_HANDSHAKE_LIMIT"
+    CLIENT_HANDSHAKE_RATE_LIMIT = "CLIENT_HANDSHAKE_RATE_LIMIT"
     ROUTING_LIMIT = "ROUTING_LIMIT"
     BACKEND_NONE_AVAILABLE = "BACKEND_NONE_AVAILABLE"
     BACKEND_UNREACHABLE = "BACKEND_UNREACHABLE"
@@ -192,6 +196,8 @@ class Reason(enum.StrEnum):
     BACKEND_CLOSED_EARLY = "BACKEND_CLOSED_EARLY"
     BACKEND_RESPONSE_MALFORMED = "BACKEND_RESPONSE_MALFORMED"
     RELAY_IDLE_TIMEOUT = "RELAY_IDLE_TIMEOUT"
+    PROXY_HEADER_MALFORMED = "PROXY_HEADER_MALFORMED"
+    PROXY_TOKEN_REJECTED = "PROXY_TOKEN_REJECTED"
     # -- ops
     UNAUTHENTICATED = "UNAUTHENTICATED"
     OPS_RATE_LIMITED = "OPS_RATE_LIMITED"
@@ -593,6 +599,17 @@ TRAITS: dict[Reason, Traits] = {
     Reason.CONNECTION_RATE_LIMIT: _row(
         _F.EDGE, _R, 429, "too many new connections from one address",
         "Look at the address. Many clients behind one NAT need a larger rate_limits.connection_per_ip_max."),
+    Reason.JOIN_RATE_LIMIT: _row(
+        _F.EDGE, _R, 503, "too many new connections from everybody together",
+        "A flood, or a fleet that comes back: see rate_limits.joins_per_s, joins_burst and joins_grace_millis."),
+    Reason.ADDRESS_DENIED: _row(
+        _F.EDGE, _B, 403, "the address may not connect", "See [access] allow and deny."),
+    Reason.CLIENT_HANDSHAKE_LIMIT: _row(
+        _F.EDGE, _R, 503, "too many clients are in their handshakes",
+        "A flood of half-open clients, or raise rate_limits.client_handshake_concurrent_max."),
+    Reason.CLIENT_HANDSHAKE_RATE_LIMIT: _row(
+        _F.EDGE, _R, 429, "too many handshakes from one address",
+        "Look at the address. Many clients behind one NAT need a larger rate_limits.handshake_per_ip_max."),
     Reason.ROUTING_LIMIT: _row(
         _F.EDGE, _R, 503, "too many clients are being routed at once",
         "Backends answer slowly. See routing in /status; raise rate_limits.routing_concurrent_max if they can take it."),
@@ -608,6 +625,12 @@ TRAITS: dict[Reason, Traits] = {
         _F.EDGE, _B, 502, "the backend's answer is malformed", "Look at the backend: its answer was not forwarded."),
     Reason.RELAY_IDLE_TIMEOUT: _row(
         _F.EDGE, _R, 408, "nothing moved on the connection in time", "Nothing to do, or raise limits.tcp_idle_timeout_s."),
+    Reason.PROXY_HEADER_MALFORMED: _row(
+        _F.EDGE, _B, 400, "the PROXY protocol header is malformed, or missing where one is expected",
+        "Look at who forwards to this port: it must send PROXY protocol version 1 or 2."),
+    Reason.PROXY_TOKEN_REJECTED: _row(
+        _F.SECURITY, _B, 401, "the connection does not prove that it comes from the proxy",
+        "The detail begins with the cause. MISSING or MALFORMED: somebody else dialled the gate. Others: see docs/gate.md."),
     # -- ops
     Reason.SECURITY_AUDIT_CHAIN_BROKEN: _row(
         _F.SECURITY, _B, 500, "the audit trail in the database does not follow from what was seen of it before",

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from fairlead.proxy.config_edge import BackendConfig, Limits, ListenerConfig, RateLimits, Routing
+from fairlead.proxy.config_edge import Access, BackendConfig, Limits, ListenerConfig, RateLimits, Routing
 from fairlead.proxy.config_sections import (
     Approvals,
     Audit,
@@ -67,6 +67,7 @@ class ProxyConfig(Configuration):
     routing: Routing = Routing()
     limits: Limits = Limits()
     rate_limits: RateLimits = RateLimits()
+    access: Access = Access()
     messaging: Messaging = Messaging()
     observability: Observability = Observability()
     dispatch: Dispatch = Dispatch()

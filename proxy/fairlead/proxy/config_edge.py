@@ -122,4 +122,27 @@ class RateLimits(Section):
     connection_per_ip_max: int = Field(20, ge=1, le=1_000_000)
     """New client connections from one address within the window."""
     connection_per_ip_window_millis: int = Field(10_000, ge=100, le=3_600_000)
-    """That window."""
+    """That window, and that of the limits for networks and handshakes."""
+    connection_per_network_max: int = Field(0, ge=0, le=1_000_000)
+    """New client connections from one network (IPv4 /24, IPv6 /48) within the window. 0: no limit."""
+    handshake_per_ip_max: int = Field(20, ge=0, le=1_000_000)
+    """TLS and game handshakes from one address within the window. 0: no limit."""
+    client_handshake_concurrent_max: int = Field(256, ge=1, le=65_536)
+    """Clients' handshakes at once, TLS and game logins together."""
+    joins_per_s: int = Field(0, ge=0, le=1_000_000)
+    """New client connections from everybody together, in the long run. 0: no limit."""
+    joins_burst: int = Field(200, ge=1, le=1_000_000)
+    """How many of them may come at once."""
+    joins_grace_millis: int = Field(60_000, ge=0, le=3_600_000)
+    """For how long after a start everybody may come back before joins_per_s begins."""
+    uncounted: Annotated[tuple[Network, ...], Lax] = ()
+    """Networks (CIDR) that are not held to these limits."""
+
+
+class Access(Section):
+    """[access]: who may connect at all."""
+
+    allow: Annotated[tuple[Network, ...], Lax] = ()
+    """Networks (CIDR) whose clients may connect. Empty: all."""
+    deny: Annotated[tuple[Network, ...], Lax] = ()
+    """Networks (CIDR) whose clients may not."""

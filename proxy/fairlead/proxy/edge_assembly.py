@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Final
 
 from fairlead.proxy.config import ProxyConfig
+from fairlead.proxy.edge.address_sets import Network
 from fairlead.proxy.edge.settings import Backend, EdgeConfig, EdgeLimits, ListenerConfig
 
 UNLIMITED_BYTES: Final = 1 << 62
@@ -27,6 +29,12 @@ def edge_config(config: ProxyConfig) -> EdgeConfig:
             connections_max=limits.connections_max,
             connection_per_ip_max=rates.connection_per_ip_max,
             connection_per_ip_window_s=rates.connection_per_ip_window_millis / 1000,
+            connection_per_network_max=rates.connection_per_network_max,
+            handshake_per_ip_max=rates.handshake_per_ip_max,
+            client_handshake_concurrent_max=rates.client_handshake_concurrent_max,
+            joins_per_s=rates.joins_per_s,
+            joins_burst=rates.joins_burst,
+            joins_grace_s=rates.joins_grace_millis / 1000,
             routing_concurrent_max=rates.routing_concurrent_max,
             backend_down_s=config.routing.backend_down_ms / 1000,
             upstream_connect_timeout_s=limits.upstream_connect_timeout_s,
@@ -45,6 +53,13 @@ def edge_config(config: ProxyConfig) -> EdgeConfig:
             pool_idle_timeout_s=limits.upstream_idle_timeout_s,
             tcp_idle_timeout_s=limits.tcp_idle_timeout_s,
         ),
-        trusted_forwarders=tuple(ipaddress.ip_network(each) for each in limits.trusted_forwarders),
+        trusted_forwarders=_networks(limits.trusted_forwarders),
+        allow=_networks(config.access.allow),
+        deny=_networks(config.access.deny),
+        uncounted=_networks(rates.uncounted),
         access_log=config.logging.level == "debug",
     )  # fmt: skip
+
+
+def _networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from fairlead.protocol.reasons import Reason, Reject
-from fairlead.proxy.edge.admission import AddressWindows, Admission
+from fairlead.proxy.edge.admission import Admission, AdmissionLimits
 from fairlead.proxy.edge.arrival import Arrival
 from fairlead.proxy.edge.connect import Connector
 from fairlead.proxy.edge.exchange import forward
@@ -53,10 +53,7 @@ class Edge:
         self._config, self._world, self._observer = config, world, observer
         self._sessions = Sessions(listener.name for listener in config.listeners)
         self._turning_away = 0
-        windows = AddressWindows(
-            limits.connection_per_ip_max, limits.connection_per_ip_window_s, limits.address_table_max
-        )
-        self._admission = Admission(limits.connections_max, windows)
+        self.admission = Admission(admission_limits(config), trio.current_time())
         self._marks = Marks(limits.backend_down_s)
         self._connector = Connector(world, observer, self._marks, limits)
         self._pools = Pools(config.backends, limits.pool_idle_max, limits.pool_idle_timeout_s)
@@ -163,6 +160,7 @@ class Edge:
         return {
             "draining": self._is_draining,
             "routing": self._connector.routing,
+            "admission": self.admission.status(),
             "pool_idle": self._pools.sizes(),
             "listeners": [
                 {
@@ -185,13 +183,13 @@ class Edge:
 
         async def admit(stream: ByteStream) -> None:
             peer = stream.peer_host
-            refused = self._admission.enter(peer, trio.current_time())
+            refused = self.admission.enter(peer, trio.current_time())
             if refused is not None:
                 return await self._turn_away(listener, stream, peer, refused)
             try:
                 arrival = await self._arrive(stream)
             except BaseException:
-                self._admission.leave()
+                self.admission.leave()
                 raise
             session = self._sessions.open(
                 self._world.new_id(), listener.name, listener.kind, arrival.peer_host, self._world.wall_ms()
@@ -199,7 +197,7 @@ class Edge:
             try:
                 await server.serve(arrival, session)
             finally:
-                self._admission.leave()
+                self.admission.leave()
                 self._sessions.close(session)
 
         await serve_listener(
@@ -230,6 +228,8 @@ class Edge:
         retry_after_s = None
         if reject.reason is Reason.CONNECTION_RATE_LIMIT:
             retry_after_s = self._config.limits.connection_per_ip_window_s
+        elif reject.reason is Reason.JOIN_RATE_LIMIT:
+            retry_after_s = 1.0
         response = problem(
             reject.reason, reject.detail, correlation_id, retry_after_s=retry_after_s, for_client=True
         )
@@ -251,3 +251,17 @@ class Edge:
         while True:
             await trio.sleep(_EXPIRE_INTERVAL_S)
             self._pools.expire(trio.current_time())
+
+
+def admission_limits(config: EdgeConfig) -> AdmissionLimits:
+    """What new connections are held to."""
+    limits = config.limits
+    return AdmissionLimits(
+        connections_max=limits.connections_max, window_s=limits.connection_per_ip_window_s,
+        connection_per_ip_max=limits.connection_per_ip_max,
+        connection_per_network_max=limits.connection_per_network_max,
+        handshake_per_ip_max=limits.handshake_per_ip_max,
+        handshake_concurrent_max=limits.client_handshake_concurrent_max,
+        joins_per_s=limits.joins_per_s, joins_burst=limits.joins_burst, joins_grace_s=limits.joins_grace_s,
+        table_max=limits.address_table_max, allow=config.allow, deny=config.deny, uncounted=config.uncounted,
+    )  # fmt: skip

@@ -39,6 +39,12 @@ class EdgeLimits:
     connections_max: int = 10_000
     connection_per_ip_max: int = 1_000
     connection_per_ip_window_s: float = 10.0
+    connection_per_network_max: int = 0
+    handshake_per_ip_max: int = 0
+    client_handshake_concurrent_max: int = 256
+    joins_per_s: int = 0
+    joins_burst: int = 200
+    joins_grace_s: float = 60.0
     address_table_max: int = 100_000
     routing_concurrent_max: int = 256
     backend_down_s: float = 5.0
@@ -69,4 +75,7 @@ class EdgeConfig:
     backends: tuple[Backend, ...]
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     trusted_forwarders: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow: tuple[IPv4Network | IPv6Network, ...] = ()  # empty: everybody
+    deny: tuple[IPv4Network | IPv6Network, ...] = ()
+    uncounted: tuple[IPv4Network | IPv6Network, ...] = ()  # not held to the rates of new connections
     access_log: bool = False  # one debug line for each HTTP request
