@@ -148,6 +148,7 @@ WORLD_ONLY = {
 }  # fmt: skip
 WORLD_FILES = {
     "runtime/fairlead/runtime/world.py",
+    "runtime/fairlead/runtime/handover.py",  # sockets between two processes of one machine; never simulated
     "proxy/fairlead/proxy/store/postgres/connection.py",  # libpq's sockets and their deadlines; never simulated
 }
 BANNED_NAMES = {"utils", "helpers", "helper", "manager", "impl", "common", "base", "misc"}

@@ -240,9 +240,7 @@ for secret in secrets[:1])
         ADMISSION,
         "if not per_s or now - self._started_at < self.limits.joins_grace_s:",
         "if not per_s:",
-        (
-            f"{TEST_EDGE_ADMISSION}::test_everybody_together_is_limited_only_after_the_grace_of_a_start",
-        ),
+        (f"{TEST_EDGE_ADMISSION}::test_everybody_together_is_limited_only_after_the_grace_of_a_start",),
     ),
     Mutant(
         "forwarded_by_anybody",

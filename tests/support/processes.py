@@ -285,6 +285,7 @@ class Fleet:
             "approvals": {"replays": False},  # one operator is enough, unless a test is about that
             "reliability": {"ops_rate_max": 1_000_000},  # tests ask often; what limits is tested with its own
             "store": {"url": f"sqlite:///{self.folder}/fairlead.db"},
+            "handover": {"socket": ""},  # the path of a Unix socket is short; whoever hands over gives one
         }  # fmt: skip
         secrets_ = {"SECURITY_PROXY_SECRET": self.secret, "RELIABILITY_OPS_KEYS": self.ops_key}
         for name, control in self.control_ports.items():
@@ -376,6 +377,20 @@ class Fleet:
     def restart(self, name: str) -> None:
         """Start it again (ended before), without waiting for it to be ready."""
         self.processes[name].start()
+
+    def succeed(self, name: str, *more: str) -> Process:
+        """Start the next process of this name beside the one that runs, which is returned and watched as `old-N`."""
+        old = self.processes[name]
+        self.processes[f"old-{len(self.processes)}"] = old
+        made = Process(
+            name,
+            [*old.arguments, *more],
+            old.environ,
+            old.log_path.with_suffix(f".{len(self.processes)}.log"),
+        )
+        self.processes[name] = made
+        made.start()
+        return old
 
     def close(self) -> None:
         """End whatever runs."""

@@ -65,6 +65,7 @@ ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
         "needs hundreds of half-open clients",
     ),
     Reason.CLIENT_HANDSHAKE_RATE_LIMIT: ("unit/proxy/edge/test_edge_admission.py", "as its neighbour"),
+    Reason.HANDOVER_FAILED: ("e2e/test_handover.py", "needs a process that takes the sockets and dies"),
     Reason.CALLBACK_ADDRESS_REFUSED: (
         "shell/test_callbacks.py",
         "needs a name that resolves to an inner address; an address in the URL is refused with the submission",

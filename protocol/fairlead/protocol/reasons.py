@@ -190,6 +190,7 @@ class Reason(enum.StrEnum):
     CLIENT_HANDSHAKE_LIMIT = "CLIENT_HANDSHAKE_LIMIT"
     CLIENT_HANDSHAKE_RATE_LIMIT = "CLIENT_HANDSHAKE_RATE_LIMIT"
     ROUTING_LIMIT = "ROUTING_LIMIT"
+    HANDOVER_FAILED = "HANDOVER_FAILED"
     BACKEND_NONE_AVAILABLE = "BACKEND_NONE_AVAILABLE"
     BACKEND_UNREACHABLE = "BACKEND_UNREACHABLE"
     BACKEND_TIMEOUT = "BACKEND_TIMEOUT"
@@ -610,6 +611,9 @@ TRAITS: dict[Reason, Traits] = {
     Reason.CLIENT_HANDSHAKE_RATE_LIMIT: _row(
         _F.EDGE, _R, 429, "too many handshakes from one address",
         "Look at the address. Many clients behind one NAT need a larger rate_limits.handshake_per_ip_max."),
+    Reason.HANDOVER_FAILED: _row(
+        _F.EDGE, _U, 500, "the process that took the listening sockets came to nothing",
+        "See the new process's log; start the proxy again. Its clients were served to their end."),
     Reason.ROUTING_LIMIT: _row(
         _F.EDGE, _R, 503, "too many clients are being routed at once",
         "Backends answer slowly. See routing in /status; raise rate_limits.routing_concurrent_max if they can take it."),

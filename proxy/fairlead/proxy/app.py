@@ -3,12 +3,14 @@
 The nursery tree (drawn in ARCHITECTURE.md):
 
     run
-    └─ services      dispatcher, replay worker, callbacks, siblings  end last
-       └─ serving    ops listener, control listener, client edge     drained in that reverse order
+    └─ clients       client edge                                      outlives the rest where another process takes over
+       └─ services   dispatcher, replay worker, callbacks, siblings
+          └─ serving ops listener, control listener
 
 Order of a start: configuration (valid before this file is reached) -> store -> registry -> bind everything ->
 serve -> READY. Order of a stop: clients are drained, links are closed with a reason, operators are served to the
-end, the store is closed last.
+end, the store is closed last. Where another process has taken the listening sockets (`runtime.handover`): links are
+closed, then the store, which the other one waits for, and clients are drained last.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from fairlead.proxy.ops.health import Health
 from fairlead.proxy.ops.ops import Ops
 from fairlead.proxy.secret_reload import SecretReload
 from fairlead.proxy.store.sql import SqlStore
+from fairlead.runtime.handover import HandoverFailed, Offer
 from fairlead.runtime.http.answer import answer_bytes
 from fairlead.runtime.http.message import problem
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
@@ -67,10 +70,13 @@ class Proxy:
         environ: Mapping[str, str],
         *,
         database: SharedDatabase | None = None,
+        offer: Offer | None = None,
     ) -> None:
-        """`database`: what to use in the place of PostgreSQL where the configuration asks for a shared store."""
+        """`database`: what to use in the place of PostgreSQL where the configuration asks for a shared store.
+        `offer`: where the next process may ask for the listening sockets."""
         self.config, self._world, self._observer = config, world, observer
         self._database = database or Postgres()
+        self._offer = offer
         self._service = ServiceManager(world, environ)
         self._health: Health | None = None
         self.dispatcher: Dispatcher | None = None
@@ -87,18 +93,41 @@ class Proxy:
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until `stop` is set, then drain. Raises StartRefused before anything listens."""
+        """Serve until `stop` is set, or until another process takes over; then drain. Raises StartRefused before
+        anything listens, and HandoverFailed if the other process came to nothing."""
         owner = self._world.new_id()
         store = await open_store(self.config, self._world, self._observer, owner, self._database)
-        try:
-            await self._run(store, owner, stop, task_status)
-        finally:
-            with trio.CancelScope(shield=True):
-                await store.aclose()
+        async with trio.open_nursery() as clients:
+            try:
+                edge = await self._run(store, owner, stop, clients, task_status)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await store.aclose()
+            if self._offer is not None and self._offer.asked.is_set():
+                await self._drain_clients(self._offer, edge)
+            clients.cancel_scope.cancel()
+
+    async def _drain_clients(self, offer: Offer, edge: Edge) -> None:
+        """Another process serves, or is about to: serve who is here to their end, within the grace."""
+        offer.release()
+        grace_s = self.config.limits.shutdown_grace_s
+        self._observer.log.info("proxy_handed_over", sessions=edge.sessions, grace_s=grace_s)
+        deadline = trio.current_time() + grace_s
+        while offer.outcome is None or (edge.sessions and trio.current_time() < deadline):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+        self._observer.log.info("proxy_stopped", sessions_cut=edge.sessions)
+        if offer.outcome:
+            self._observer.refused(Reason.HANDOVER_FAILED, offer.outcome, level="error")
+            raise HandoverFailed(offer.outcome)
 
     async def _run(
-        self, store: SqlStore, owner: str, stop: trio.Event, task_status: trio.TaskStatus[None]
-    ) -> None:
+        self,
+        store: SqlStore,
+        owner: str,
+        stop: trio.Event,
+        clients: trio.Nursery,
+        task_status: trio.TaskStatus[None],
+    ) -> Edge:
         world, observer, config = self._world, self._observer, self.config
         try:
             parts = await assemble(config, world, observer, store, owner)
@@ -149,16 +178,41 @@ class Proxy:
             async with trio.open_nursery() as serving:
                 ops_listener = await self._listen_ops(serving, later["ops"], health)
                 control_listener = await self._listen_control(serving, control)
-                await serving.start(self._serve_edge, edge)
+                await clients.start(self._serve_edge, edge)
                 health.started = True
+                await self._make_offer(clients)
                 self._say_ready(edge, control_listener, ops_listener)
                 task_status.started()
-                await stop.wait()
+                await self._stopped_or_handed_over(stop)
                 await self._drain(health, dispatcher, edge, control, control_listener, later["ops"])
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
         await self._say_stopped(store, owner)
         await parts.trail.finish()
+        return edge
+
+    async def _make_offer(self, clients: trio.Nursery) -> None:
+        if self._offer is None:
+            return
+        try:
+            await clients.start(self._offer.run)
+        except OSError as error:
+            self._observer.log.warning(
+                "handover_not_offered", error=str(error), then="a restart will refuse connections for a moment",
+            )  # fmt: skip
+            self._offer = None
+
+    async def _stopped_or_handed_over(self, stop: trio.Event) -> None:
+        if self._offer is None:
+            return await stop.wait()
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for, stop)
+            nursery.start_soon(wait_for, self._offer.asked)
 
     async def _say_stopped(self, store: SqlStore, owner: str) -> None:
         try:
@@ -242,7 +296,7 @@ class Proxy:
         if ops:
             where["ops"] = f"{ops.host}:{ops.port}"
         self._observer.log.info("proxy_ready", **where)
-        self._service.say("READY=1")
+        self._service.say_ready()
 
     async def _drain(
         self,
@@ -254,11 +308,15 @@ class Proxy:
         ops: Ops,
     ) -> None:
         grace_s = self.config.limits.shutdown_grace_s
-        self._observer.log.info("proxy_draining", sessions=edge.sessions, grace_s=grace_s)
-        self._service.say("STOPPING=1")
+        is_handed_over = self._offer is not None and self._offer.asked.is_set()
+        self._observer.log.info(
+            "proxy_draining", sessions=edge.sessions, grace_s=grace_s, to_another=is_handed_over
+        )
+        if not is_handed_over:
+            self._service.say("STOPPING=1")
         health.draining = dispatcher.draining = True
-        edge.drain()
-        with trio.move_on_after(grace_s):
+        edge.drain(idle_s=grace_s / 2 if is_handed_over else 0.0)
+        with trio.move_on_after(grace_s if not is_handed_over else 0):
             while edge.sessions or ops.in_flight:  # noqa: ASYNC110 - they end one by one, in many places
                 await trio.sleep(0.05)
         dispatcher.release_waiting()
@@ -274,4 +332,5 @@ class Proxy:
                 await link.ended.wait()
             for client in control.clients.all():
                 await client.ended.wait()
-        self._observer.log.info("proxy_stopped", sessions_cut=edge.sessions)
+        if not is_handed_over:
+            self._observer.log.info("proxy_stopped", sessions_cut=edge.sessions)

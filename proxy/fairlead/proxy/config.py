@@ -21,6 +21,7 @@ from fairlead.proxy.config_sections import (
     Audit,
     ClientGrant,
     Dispatch,
+    Handover,
     Jwt,
     Messaging,
     NodeGrant,
@@ -78,6 +79,7 @@ class ProxyConfig(Configuration):
     jwt: Jwt = Jwt()
     worker: Worker = Worker()
     store: StoreConfig = StoreConfig()
+    handover: Handover = Handover()
     logging: Logging = Logging()
 
     def findings(self) -> Iterator[Finding]:

@@ -457,6 +457,13 @@ class Jwt(Section):
         return destination.host
 
 
+class Handover(Section):
+    """[handover]: how the next process takes over the listening sockets."""
+
+    socket: str = Field("data/proxy.handover", max_length=100)
+    """Unix socket where `fairlead proxy --take-over` asks for them. Empty: they are not handed over."""
+
+
 class StoreConfig(Section):
     """[store]: where runs are kept."""
 

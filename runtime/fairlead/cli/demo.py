@@ -429,9 +429,18 @@ callback_allowed_hosts = ["127.0.0.1", "localhost"]
 [audit]
 file = "{data}/reliability-ops-audit.jsonl"
 
+[handover]
+socket = "{_socket_path(data)}"
+
 [store]
 url = "sqlite:///{data}/fairlead.db"
 """
+
+
+def _socket_path(data: Path) -> str:
+    """Where the proxy hands over its listening sockets; nowhere if the path is too long for a Unix socket."""
+    path = str(data / "proxy.handover")
+    return path if len(path.encode()) <= 100 else ""
 
 
 def node_toml(node_id: str, ports: Ports, index: int, folder: Path) -> str:

@@ -34,6 +34,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     proxy = verbs.add_parser("proxy", help="run a proxy")
     proxy.add_argument("--config", required=True, metavar="FILE")
+    proxy.add_argument(
+        "--take-over",
+        action="store_true",
+        help="take the listening sockets of the proxy that runs, so that no client is refused meanwhile",
+    )
     proxy.set_defaults(run=_proxy)
 
     node = verbs.add_parser("node", help="run a node")
@@ -84,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _proxy(options: argparse.Namespace) -> int:
     from fairlead.cli.serve import run_proxy
 
-    return run_proxy(options.config, os.environ)
+    return run_proxy(options.config, os.environ, options.take_over)
 
 
 def _node(options: argparse.Namespace) -> int:

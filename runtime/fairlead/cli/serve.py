@@ -7,7 +7,9 @@ import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
 
 import trio
 
@@ -19,6 +21,7 @@ from fairlead.proxy.app import Proxy
 from fairlead.proxy.assembly import StartRefused as ProxyStartRefused
 from fairlead.proxy.config import ProxyConfig, load_proxy_config
 from fairlead.runtime.config import ConfigError
+from fairlead.runtime.handover import HandoverFailed, Offer, passed_by_service_manager, take_over
 from fairlead.runtime.log import Log, StderrSink
 from fairlead.runtime.metrics import Metrics
 from fairlead.runtime.observer import Observer
@@ -31,12 +34,13 @@ from fairlead.runtime.process import (
 )
 from fairlead.runtime.world import RealWorld, raise_file_limit
 
+RELEASE_TIMEOUT_S: Final = 15.0  # for a running proxy to close its store after it was asked to
 Serve = Callable[[trio.Event], Awaitable[None]]
 C = TypeVar("C", ProxyConfig, NodeConfig)
 
 
-def run_proxy(path: str, environ: Mapping[str, str]) -> int:
-    """`fairlead proxy --config FILE`."""
+def run_proxy(path: str, environ: Mapping[str, str], is_successor: bool = False) -> int:
+    """`fairlead proxy --config FILE`. `is_successor`: take over from the process that runs, if one does."""
     try:
         config = load_proxy_config(path, environ)
     except ConfigError as error:
@@ -47,11 +51,24 @@ def run_proxy(path: str, environ: Mapping[str, str]) -> int:
     )
     observer = Observer(log, Metrics(), world.wall_ms)
 
-    proxy = Proxy(config, world, observer, environ)
+    offers_at = Path(config.handover.socket) if config.handover.socket else None
+    offer = Offer(offers_at, world.listening) if offers_at is not None else None
+    proxy = Proxy(config, world, observer, environ, offer=offer)
 
     async def serve(stop: trio.Event) -> None:
         settle_memory()
-        await proxy.run(stop)
+        world.inherit(passed_by_service_manager(environ, os.getpid()))
+        predecessor = await take_over(offers_at) if is_successor and offers_at is not None else None
+        if predecessor is not None:
+            world.inherit(predecessor.listening)
+            log.info("taking_over", sockets=len(predecessor.listening))
+            await predecessor.wait_released(config.limits.shutdown_grace_s + RELEASE_TIMEOUT_S)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(proxy.run, stop))
+            for host, port in world.drop_inherited():
+                log.info("listener_dropped", host=host, port=port, why="the configuration no longer has it")
+            if predecessor is not None:
+                await predecessor.serving()
 
     return _run(serve, log, lambda: _reload(path, environ, log, load_proxy_config, proxy.reload))
 
@@ -138,7 +155,7 @@ def _run(serve: Serve, log: Log, reload: Callable[[], None]) -> int:
         trio.run(run_until_signalled, serve, reload)
     except BaseExceptionGroup as group:
         status = _report(group, log)
-    except (ProxyStartRefused, NodeStartRefused) as error:
+    except (ProxyStartRefused, NodeStartRefused, HandoverFailed) as error:
         log.error("start_refused", detail=str(error))
         status = EXIT_FAILED
     except Exception as error:
@@ -149,7 +166,7 @@ def _run(serve: Serve, log: Log, reload: Callable[[], None]) -> int:
 
 
 def _report(error: BaseException, log: Log) -> int:
-    refused = _find(error, (ProxyStartRefused, NodeStartRefused))
+    refused = _find(error, (ProxyStartRefused, NodeStartRefused, HandoverFailed))
     if refused is not None:
         log.error("start_refused", detail=str(refused))
         return EXIT_FAILED

@@ -6,6 +6,7 @@ The first SIGTERM or SIGINT asks for a drain, a second one stops at once; SIGHUP
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -30,6 +31,10 @@ class ServiceManager:
     def say(self, text: str) -> None:
         if self._address:
             self._world.notify(self._address, text.encode())
+
+    def say_ready(self) -> None:
+        """It serves, and this is the process to watch: it may have taken over from another."""
+        self.say(f"READY=1\nMAINPID={os.getpid()}")
 
     async def feed_watchdog(self) -> None:
         """At half the interval asked for, for as long as the loop turns."""

@@ -12,7 +12,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -110,6 +110,25 @@ class RealWorld:
     def __init__(self) -> None:
         self._threads: trio.CapacityLimiter | None = None
         self._resolvers: trio.CapacityLimiter | None = None
+        self._inherited: list[socket.socket] = []
+        self._listening: list[socket.socket] = []
+
+    def inherit(self, listening: Sequence[socket.socket]) -> None:
+        """Take these for what they are bound to, instead of binding anew (see `handover`)."""
+        self._inherited.extend(listening)
+
+    def drop_inherited(self) -> list[tuple[str, int]]:
+        """Close what nobody asked for: addresses that are no longer served."""
+        dropped = [sock.getsockname()[:2] for sock in self._inherited]
+        for sock in self._inherited:
+            sock.close()
+        self._inherited.clear()
+        return dropped
+
+    def listening(self) -> list[socket.socket]:
+        """The sockets that listen now, to be handed on."""
+        self._listening = [sock for sock in self._listening if sock.fileno() != -1]
+        return list(self._listening)
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -161,6 +180,12 @@ class RealWorld:
 
     async def listen_tcp(self, host: str, port: int, backlog: int = 4096) -> Listener:
         family, kind, proto, _, address = (await _resolve(host, port, passive=True))[0]
+        for sock in self._inherited:
+            if sock.family == family and sock.getsockname()[:2] == address[:2]:
+                self._inherited.remove(sock)
+                sock.setblocking(False)
+                self._listening.append(sock)
+                return _SocketListener(sock)
         sock = socket.socket(family, kind, proto)
         try:
             sock.setblocking(False)
@@ -172,6 +197,7 @@ class RealWorld:
         except BaseException:
             sock.close()
             raise
+        self._listening.append(sock)
         return _SocketListener(sock)
 
     def open_writer(self, path: Path, name: str, schema: Callable[..., None]) -> Writer:

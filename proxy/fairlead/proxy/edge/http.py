@@ -101,11 +101,14 @@ class HttpListener:
         self.connections: set[ClientConnection] = set()
         self.is_draining = False
 
-    def drain(self) -> None:
-        """Answer what is under way with `Connection: close`; close what is idle now."""
+    def drain(self, idle_s: float) -> None:
+        """Answer what is under way, and what still comes, with `Connection: close`; close what is idle for `idle_s`.
+
+        A client may send its next request at the very moment its idle connection is closed, and cannot know then
+        whether it was taken: where there is time, it is better to wait for that request and answer it."""
         self.is_draining = True
         for connection in list(self.connections):
-            connection.drain()
+            connection.drain(idle_s)
 
     async def serve(self, arrival: Arrival, session: Session) -> None:
         """One client, to its end."""
@@ -154,12 +157,13 @@ class ClientConnection:
         self.phase = phase
         self.scope.deadline = trio.current_time() + timeout_s
 
-    def drain(self) -> None:
+    def drain(self, idle_s: float) -> None:
         if self.phase == IDLE:
-            if self.served:
+            if self.served and not idle_s:
                 self.scope.cancel()
-            else:  # It has only just come: it may have a request under way.
-                self.scope.deadline = min(self.scope.deadline, trio.current_time() + _DRAIN_GRACE_S)
+            else:  # One that has only just come may have a request under way.
+                idle_s = max(idle_s, 0 if self.served else _DRAIN_GRACE_S)
+                self.scope.deadline = min(self.scope.deadline, trio.current_time() + idle_s)
 
     async def _serve(self) -> None:
         limits = self.limits

@@ -131,13 +131,15 @@ class Edge:
             where = f"{listener.name}: cannot listen on {listener.host}:{listener.port}"
             raise OSError(error.errno, f"{where}: {error.strerror}") from error
 
-    def drain(self) -> None:
-        """Stop accepting; let those who are here finish. `run` returns when the last has."""
+    def drain(self, idle_s: float = 0.0) -> None:
+        """Stop accepting; let those who are here finish. `run` returns when the last has.
+
+        `idle_s`: how long connections that wait for their next request may go on waiting for it."""
         self._is_draining = True
         for bound in self._bound.values():
             bound.close()
         for server in self._servers.values():
-            server.drain()
+            server.drain(idle_s)
 
     def port(self, listener: str) -> int:
         """The port that `listener` is bound to."""

@@ -39,7 +39,7 @@ class TcpListener:
         self._router, self._connector = router, connector
         self._bytes_in, self._bytes_out = moved.cell(name, "in"), moved.cell(name, "out")
 
-    def drain(self) -> None:
+    def drain(self, idle_s: float) -> None:
         """Sessions go on until they end, or until whoever runs the edge cancels it."""
 
     async def serve(self, arrival: Arrival, session: Session) -> None:
