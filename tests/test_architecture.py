@@ -38,6 +38,7 @@ PROXY_ALLOWED = {
     "dispatch": {"store", "control"},  # links and node records, handed in by app
     "guard": {"store"},
     "ops": {"store", "control", "dispatch", "edge", "config", "guard"},
+    "rollout": {"store"},
     "siblings": {"store", "control", "dispatch"},
     "audit_trail": {"store"},
     "secret_reload": {"audit_trail", "store", "control", "dispatch", "ops", "guard"},
@@ -56,6 +57,7 @@ PROXY_ALLOWED = {
         "config",
         "siblings",
         "guard",
+        "rollout",
     },
     "app": {
         "audit_trail",
@@ -70,6 +72,7 @@ PROXY_ALLOWED = {
         "edge_assembly",
         "siblings",
         "guard",
+        "rollout",
     },
 }
 # What others may know of the store: what it does, the values that cross its border, and the pure rules of approvals.
@@ -103,6 +106,7 @@ PURE = [
     "proxy/fairlead/proxy/edge/forward_headers.py",
     "proxy/fairlead/proxy/edge/routing.py",
     "proxy/fairlead/proxy/edge/settings.py",
+    "proxy/fairlead/proxy/rollout/dispatch_rollout.py",
     "proxy/fairlead/proxy/guard/modes.py",
     "proxy/fairlead/proxy/guard/nonces.py",
     "proxy/fairlead/proxy/guard/rates.py",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.processes import Fleet
-from tests.support.provocations import OF_CLIENTS, Provocations
+from tests.support.provocations import OF_CLIENTS, Provocations, refused
 from tests.support.raw_peer import dial
 
 from fairlead.protocol.reasons import Reason
@@ -69,6 +69,25 @@ def test_everybody_together_comes_too_fast(picky: Fleet) -> None:
     assert answers[-1].startswith(b"HTTP/1.1 503 ")
     assert b"JOIN_RATE_LIMIT" in answers[-1]
     assert b"retry-after: " in answers[-1]
+
+
+@pytest.fixture(scope="module")
+def disabled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    made = Fleet(
+        tmp_path_factory.mktemp("disabled"),
+        nodes=("lobby-1",),
+        proxy={"dispatch": {"rollout_mode": "disabled"}},
+    )
+    with closing(made.start()):
+        yield made
+
+
+def test_dispatch_that_is_disabled_for_everybody(disabled: Fleet) -> None:
+    with provokes(disabled, Reason.DISPATCH_DISABLED, serves=lambda: disabled.client().status == 200):
+        answer = refused(
+            disabled.ops("POST", "/api/dispatch", {"command": "demo:echo"}), Reason.DISPATCH_DISABLED
+        )
+    assert "retry-after" in answer.headers
 
 
 def test_every_reason_of_clients_was_provoked(request: pytest.FixtureRequest) -> None:

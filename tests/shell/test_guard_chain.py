@@ -15,6 +15,7 @@ from tests.support.config_text import strong
 from tests.support.memory_world import EPOCH_MS, MemoryNetwork, MemoryWorld, quiet_observer
 from tests.support.store_contract import STORES, ContractStore, Open, audit_event
 
+from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.guard.access import Openings
 from fairlead.proxy.guard.call_rates import CallRates
@@ -23,6 +24,8 @@ from fairlead.proxy.guard.chain import ANYBODY, Admitted, Chain, NonceLimits
 from fairlead.proxy.guard.modes import Mode, Modes
 from fairlead.proxy.guard.operator_keys import OperatorKeys, hash_of, new_key
 from fairlead.proxy.ops.endpoints import ENDPOINTS
+from fairlead.proxy.rollout.controls import RolloutControls
+from fairlead.proxy.rollout.dispatch_rollout import DispatchRollout, RolloutMode
 from fairlead.proxy.store.records import OperatorKey
 from fairlead.runtime.gcra import Limit
 from fairlead.runtime.http.message import Request
@@ -142,6 +145,7 @@ def make(open_store: Open) -> Make:
         openings: Openings = Openings(reads=True),  # noqa: B008 - frozen
         store: Any = None,
         load: bool = True,
+        rollout: RolloutControls | None = None,
     ) -> Gate:
         world = Now(MemoryNetwork(), next(seeds))
         observer = quiet_observer(world)
@@ -159,7 +163,8 @@ def make(open_store: Open) -> Make:
         if load:
             await rates.load()
         limits = NonceLimits(TTL_MS, nonces_max)
-        return Gate(world, store, observer, Chain(world, observer, store, callers, rates, modes, limits))
+        chain = Chain(world, observer, store, callers, rates, modes, limits, rollout)
+        return Gate(world, store, observer, chain)
 
     return make_gate
 
@@ -324,6 +329,44 @@ async def test_what_is_observed_is_counted_and_passes(
     assert gate.chain.observed_lately.within(300, trio.current_time()) == gate.chain.observed()
     gate.world.at_ms += 1_000
     assert await gate.refusal("dispatch", headers) is not None, "its time is over"
+
+
+def canary(**more: Any) -> RolloutControls:
+    return RolloutControls(DispatchRollout(**more), explains=True)
+
+
+async def test_the_cohort_is_guarded_and_the_rest_observed(make: Make) -> None:
+    """A caller counts by the principal that was proven, else by the address: a name alone is no way out."""
+    known = OperatorKeys([KEY]).identify(KEY, EPOCH_MS, 0.0)
+    assert isinstance(known, Identity)
+    principal = known.principal
+    gate = await make(rollout=canary(percent=0, allowlist={principal}))
+    assert await gate.refusal("dispatch", UNSIGNED_CALL) is Reason.SIGNATURE_MISSING, "it is in the cohort"
+    assert gate.observed() == {}
+    admitted = await gate.admit("dispatch", {})
+    assert admitted.caller == ANYBODY
+    assert gate.observed() == {"UNAUTHENTICATED": 1, "SIGNATURE_MISSING": 1}
+    assert ("x-rollout-decision", "observed; step=percent; bucket=") == (
+        admitted.headers[0][0],
+        admitted.headers[0][1].rstrip("0123456789"),
+    )
+    gate = await make(store=gate.store, rollout=canary(percent=0, allowlist={"address:10.0.0.9"}))
+    assert await gate.refusal("dispatch", {}) is Reason.UNAUTHENTICATED
+
+
+async def test_off_observes_everybody_and_nothing_but_submissions(make: Make) -> None:
+    gate = await make(rollout=canary(mode=RolloutMode.OFF))
+    assert (await gate.admit("dispatch", {})).caller == ANYBODY
+    assert await gate.refusal("budgets_save", {}) is Reason.UNAUTHENTICATED
+
+
+async def test_what_the_rollout_does_not_enforce_is_enforced_once_observing_ends(make: Make) -> None:
+    gate = await make(
+        Modes(Mode.ENFORCE, Mode.ENFORCE, EPOCH_MS + 1_000), rollout=canary(mode=RolloutMode.OFF)
+    )
+    assert await gate.refusal("dispatch", {}) is None
+    gate.world.at_ms += 1_000
+    assert await gate.refusal("dispatch", {}) is Reason.UNAUTHENTICATED
 
 
 async def test_observing_counts_replays_and_a_full_table_too(make: Make) -> None:

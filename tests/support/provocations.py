@@ -55,7 +55,7 @@ OF_APPROVALS: Final = frozenset({
 
 # What test_reject_reasons_of_clients.py provokes.
 OF_CLIENTS: Final = frozenset({
-    Reason.ADDRESS_DENIED, Reason.JOIN_RATE_LIMIT,
+    Reason.ADDRESS_DENIED, Reason.DISPATCH_DISABLED, Reason.JOIN_RATE_LIMIT,
 })  # fmt: skip
 
 # What these fleets cannot provoke: the test file, under tests, that does, and why not here.

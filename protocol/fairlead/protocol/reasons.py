@@ -116,6 +116,7 @@ class Reason(enum.StrEnum):
     QUEUE_FULL = "QUEUE_FULL"
     DISPATCH_KILL_SWITCH = "DISPATCH_KILL_SWITCH"
     DISPATCH_DRAINING = "DISPATCH_DRAINING"
+    DISPATCH_DISABLED = "DISPATCH_DISABLED"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     RUN_UNKNOWN = "RUN_UNKNOWN"
     RUN_ALREADY_ENDED = "RUN_ALREADY_ENDED"
@@ -450,6 +451,9 @@ TRAITS: dict[Reason, Traits] = {
         _F.DISPATCH, _R, 503, "the kill switch is on", "An operator stopped dispatch; ask before turning it off."),
     Reason.DISPATCH_DRAINING: _row(
         _F.DISPATCH, _R, 503, "this proxy is draining", "Retry after the time given; another proxy or a restart will take it."),
+    Reason.DISPATCH_DISABLED: _row(
+        _F.DISPATCH, _B, 503, "dispatch is disabled for everybody",
+        "Somebody set dispatch.rollout_mode to disabled; set it to canary (or off) when the cause is gone."),
     Reason.STORE_UNAVAILABLE: _row(
         _F.DISPATCH, _R, 503, "the store did not confirm the write",
         "Nothing was accepted. Look at /health/test and the disk; retry with the same idempotency key."),

@@ -54,6 +54,8 @@ from fairlead.proxy.ops.dispatch_api import DispatchApi
 from fairlead.proxy.ops.keys_api import KeysApi
 from fairlead.proxy.ops.ops import Apis
 from fairlead.proxy.ops.secrets_api import SecretsApi
+from fairlead.proxy.rollout.controls import RolloutControls
+from fairlead.proxy.rollout.dispatch_rollout import DispatchRollout, RolloutMode
 from fairlead.proxy.secret_reload import SecretReload
 from fairlead.proxy.siblings import Siblings
 from fairlead.proxy.store.db import Engine
@@ -195,7 +197,15 @@ async def assemble(
     registry = restore(stored.fleet_id, stored.epoch, stored.generation, stored.descriptors)
     if isinstance(registry, Reject):
         raise StartRefused(f"the stored registry cannot be read: {registry.reason}: {registry.detail}")
-    dispatcher = Dispatcher(world, observer, dispatch_settings(config), store, lambda: registry.registry)
+    rollout = RolloutControls(dispatch_rollout(config), explains=config.logging.level == "debug")
+    dispatcher = Dispatcher(
+        world,
+        observer,
+        dispatch_settings(config),
+        store,
+        lambda: registry.registry,
+        lambda: rollout.is_disabled,
+    )
     made: dict[str, Control] = {}
     nodes = _Nodes(lambda: made["control"], dispatcher)
     bounds = submit_limits(config)
@@ -264,7 +274,7 @@ async def assemble(
     uses = KeyUses(world.wall_ms())
     callers = make_callers(config, world, observer, store, uses)
     await callers.refresh()
-    chain = make_chain(config, world, observer, store, callers)
+    chain = make_chain(config, world, observer, store, callers, rollout)
     await chain.rates.load()
     siblings = (
         Siblings(observer, store, control, dispatcher, owner, callers.refresh, chain.rates.clear)
@@ -321,7 +331,12 @@ def make_callers(
 
 
 def make_chain(
-    config: ProxyConfig, world: World, observer: Observer, store: SqlStore, callers: Callers
+    config: ProxyConfig,
+    world: World,
+    observer: Observer,
+    store: SqlStore,
+    callers: Callers,
+    rollout: RolloutControls | None = None,
 ) -> Chain:
     """The guards of every call; what the process before this one had counted is read later."""
     dispatch, reliability = config.dispatch, config.reliability
@@ -329,7 +344,16 @@ def make_chain(
     modes = Modes(Mode(dispatch.auth_mode_now), Mode(dispatch.integrity_mode_now), dispatch.observe_until_ms)
     return Chain(
         world, observer, store, callers, CallRates(world, observer, store, limit), modes,
-        NonceLimits(dispatch.nonce_ttl_ms, dispatch.max_nonces),
+        NonceLimits(dispatch.nonce_ttl_ms, dispatch.max_nonces), rollout,
+    )  # fmt: skip
+
+
+def dispatch_rollout(config: ProxyConfig) -> DispatchRollout:
+    """For whom the configuration enforces the hardening of dispatch."""
+    dispatch = config.dispatch
+    return DispatchRollout(
+        RolloutMode(dispatch.rollout_mode), dispatch.canary_percent,
+        frozenset(dispatch.canary_allowlist), frozenset(dispatch.canary_denylist),
     )  # fmt: skip
 
 

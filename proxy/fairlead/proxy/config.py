@@ -407,6 +407,18 @@ def _openings(config: ProxyConfig) -> Iterator[Finding]:
             message = "would observe for ever (allowed in production: with observe_until)"
             action = 'say until when: observe_until = "2030-01-31T12:00:00Z"'
             yield Finding((path, "dispatch.observe_until", "environment"), mode, message, action)
+    if (
+        dispatch.rollout_mode == "off" or dispatch.canary_percent < 100 or dispatch.canary_denylist
+    ) and dispatch.observe_until is None:
+        rests_on = (
+            "dispatch.rollout_mode",
+            "dispatch.canary_percent",
+            "dispatch.observe_until",
+            "environment",
+        )
+        message = "would only observe some callers for ever (allowed in production: with observe_until)"
+        action = 'say until when: observe_until = "2030-01-31T12:00:00Z"'
+        yield Finding(rests_on, dispatch.rollout_mode, message, action)
     if not config.reliability.ops_require_operator_key:
         paths = ("reliability.ops_require_operator_key", "environment")
         message = "opens operations to everybody (allowed in production: true)"

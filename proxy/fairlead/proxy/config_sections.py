@@ -39,6 +39,7 @@ _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 APPROVED_COMMANDS_MAX: Final = 256
 APPROVERS_MAX: Final = 10
 _CLAIM: Final = re.compile(r"[\x21-\x7e]{0,128}")
+_SUBJECT: Final = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
 _SCOPE: Final = re.compile(r"[a-z0-9][a-z0-9._:-]{0,61}(\.\*|[a-z0-9._:-]{0,2})")
 
 
@@ -59,6 +60,12 @@ def _check_store(url: str) -> str:
 def _check_tenant(text: str) -> str:
     if not _TENANT.fullmatch(text):
         raise Unfit("is not a tenant (allowed: 1 to 64 letters, digits, dots, dashes)", "correct it")
+    return text
+
+
+def _check_subject(text: str) -> str:
+    if not _SUBJECT.fullmatch(text):
+        raise Unfit("is not a subject (allowed: 1 to 128 printable characters without blanks)", "correct it")
     return text
 
 
@@ -96,6 +103,7 @@ def _check_commands(commands: dict[str, int]) -> dict[str, int]:
 ApprovedCommands = Annotated[dict[str, int], AfterValidator(_check_commands)]
 AllowedHost = Annotated[str, AfterValidator(_check_allowed_host)]
 ClaimName = Annotated[str, AfterValidator(_check_claim)]
+Subject = Annotated[str, AfterValidator(_check_subject)]
 Tenant = Annotated[str, AfterValidator(_check_tenant)]
 Scope = Annotated[str, AfterValidator(_check_scope)]
 StoreUrl = Annotated[str, AfterValidator(_check_store)]
@@ -255,6 +263,14 @@ class Dispatch(Section):
     """What becomes of a submission that is not signed well, as in auth_mode. "": enforce where there is a secret."""
     observe_until: Instant | None = None
     """When observe ends (RFC 3339), after which it is enforce. Needed for it in production."""
+    rollout_mode: Literal["off", "canary", "disabled"] = "canary"
+    """For whom these checks are enforced: nobody (off), a cohort (canary); disabled: nothing is accepted at all."""
+    canary_percent: int = Field(100, ge=0, le=100)
+    """How many per cent of all subjects the cohort has. Raising it never lets anybody out."""
+    canary_allowlist: Annotated[tuple[Subject, ...], Lax] = ()
+    """Subjects that are in the cohort in any case: principals, or address:ADDRESS for callers that prove nothing."""
+    canary_denylist: Annotated[tuple[Subject, ...], Lax] = ()
+    """Subjects that are never in it."""
     max_skew_ms: int = Field(300_000, ge=1_000, le=3_600_000)
     """How far the time of a signature may lie from ours, either way."""
     nonce_ttl_ms: int = Field(600_000, ge=2_000, le=DAY_MS)

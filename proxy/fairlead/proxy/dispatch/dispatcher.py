@@ -78,8 +78,11 @@ class Dispatcher:
         settings: DispatchSettings,
         store: Store,
         registry: Callable[[], Registry],
+        is_disabled: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_disabled`: whether the rollout lets nothing be accepted now."""
         self._world, self._observer, self._settings, self._store = world, observer, settings, store
+        self.is_disabled = is_disabled
         self._registry = registry
         self.draining = False
         self.kill_switch = settings.kill_switch
@@ -128,6 +131,8 @@ class Dispatcher:
         """Raises Refused where nothing is accepted now."""
         if self.kill_switch:
             raise Refused(Reason.DISPATCH_KILL_SWITCH, "dispatch.kill_switch is set", retry_after_s=60)
+        if self.is_disabled():
+            raise Refused(Reason.DISPATCH_DISABLED, "dispatch.rollout_mode is disabled", retry_after_s=60)
         if self.draining:
             raise Refused(Reason.DISPATCH_DRAINING, retry_after_s=5)
 

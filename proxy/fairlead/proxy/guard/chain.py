@@ -8,6 +8,8 @@ reason. A client link passes none of this: its channel proves who speaks and tha
 credit bounds it, and what it may do is judged per link (`dispatch/desk`). A tenant's own rate of submissions has its
 place between replay and rate, with the rollout.
 
+The rollout (`rollout.dispatch_rollout`) says of each subject whether the modes are enforced for it or only observed.
+
 Invariants: the modes soften authentication and integrity of submissions only, and never what is signed and replayed
 where the signature is what proves the caller; an observed refusal is counted as one; a nonce is used up before the
 answer leaves, whatever the answer is, so that a request that was refused cannot be replayed when it would pass; nothing
@@ -79,6 +81,19 @@ class Admitted:
     headers: Sequence[tuple[str, str]] = ()
 
 
+class Rollout(Protocol):
+    """For whom the modes are enforced."""
+
+    @property
+    def softens(self) -> bool:
+        """Whether there is anybody for whom they are not."""
+
+    def enforced_for(self, principal: str, address: str) -> bool: ...
+
+    def told(self, principal: str, address: str) -> Sequence[tuple[str, str]]:
+        """Headers that explain the decision, where they are wanted."""
+
+
 class Chain:
     """Every guard, joined."""
 
@@ -91,8 +106,10 @@ class Chain:
         rates: CallRates,
         modes: Modes,
         nonces: NonceLimits,
+        rollout: Rollout | None = None,
     ) -> None:
         self._world, self._observer, self._store = world, observer, store
+        self._rollout = rollout
         self.callers, self.rates, self.modes, self._nonces = callers, rates, modes, nonces
         self._used = NoncesLately()
         self.observed_lately = Lately()
@@ -125,9 +142,12 @@ class Chain:
         if caller is NOBODY:  # refused before anything of theirs is looked at or counted
             access.require(caller, surface.scope)
         admitted.caller = caller
-        signed = self._integrity(request, caller, now_ms, submits=submits)
+        integrity = self._softened(self.modes.integrity_at(now_ms), request, caller, now_ms, submits=submits)
+        signed = self._integrity(request, caller, integrity, submits=submits)
         if signed is not None:
-            admitted.nonce = await self._replay(request, caller, signed, now_ms, submits=submits)
+            admitted.nonce = await self._replay(request, caller, signed, integrity, submits=submits)
+        if submits and self._rollout is not None:
+            admitted.headers = self._rollout.told(_proven(caller), request.peer_host)
         reads = surface.method in ("GET", "HEAD")
         if not surface.public:
             admitted.headers = await self.rates.count(caller.principal, request.peer_host, in_store=not reads)
@@ -139,7 +159,7 @@ class Chain:
     async def _authenticate(
         self, surface: Surface, request: Request, now_ms: int, *, public: bool, submits: bool
     ) -> Identity:
-        mode = self.modes.authentication_at(now_ms) if submits else Mode.ENFORCE
+        mode = self._softened(self.modes.authentication_at(now_ms), request, NOBODY, now_ms, submits=submits)
         try:
             caller = await self.callers.identify(request, signed=True)
         except Refused as refused:
@@ -165,9 +185,25 @@ class Chain:
             self._observe(why, request)
         return ANYBODY
 
-    def _integrity(self, request: Request, caller: Identity, now_ms: int, *, submits: bool) -> Signed | None:
+    def _softened(
+        self, mode: Mode, request: Request, caller: Identity, now_ms: int, *, submits: bool
+    ) -> Mode:
+        """The mode of a check for this caller: what is no submission is always enforced, and what the rollout does not
+        enforce for the caller is observed, until observing ends."""
+        if not submits:
+            return Mode.ENFORCE
+        rollout = self._rollout
+        if (
+            mode is not Mode.ENFORCE
+            or rollout is None
+            or not rollout.softens
+            or self.modes.is_over_at(now_ms)
+        ):
+            return mode
+        return mode if rollout.enforced_for(_proven(caller), request.peer_host) else Mode.OBSERVE
+
+    def _integrity(self, request: Request, caller: Identity, mode: Mode, *, submits: bool) -> Signed | None:
         """What the signature says, where there is one or has to be one. Raises Refused."""
-        mode = self.modes.integrity_at(now_ms) if submits else Mode.ENFORCE
         proves = _is_proof(caller)
         if mode is Mode.OFF and not proves:
             return None
@@ -185,12 +221,12 @@ class Chain:
         raise refused
 
     async def _replay(
-        self, request: Request, caller: Identity, signed: Signed, now_ms: int, *, submits: bool
+        self, request: Request, caller: Identity, signed: Signed, integrity: Mode, *, submits: bool
     ) -> Nonce | None:
         """Use the nonce up now, or leave it to the acceptance of what is submitted. Raises Refused."""
         limits = self._nonces
         nonce = Nonce(reservation(signed, limits.ttl_ms, limits.nonces_max, self._world.new_id()))
-        observes = submits and self.modes.integrity_at(now_ms) is Mode.OBSERVE and not _is_proof(caller)
+        observes = submits and integrity is Mode.OBSERVE and not _is_proof(caller)
         if nonce.reservation.key in self._used and not observes:
             raise Refused(Reason.SECURITY_REPLAY_DETECTED, "a request with this nonce was taken before")
         if submits and not observes:
@@ -254,3 +290,8 @@ def unavailable(error: Exception) -> Refused:
 def _is_proof(caller: Identity) -> bool:
     """Whether the request's signature is what proves its caller."""
     return caller.auth.startswith("signature:")
+
+
+def _proven(caller: Identity) -> str:
+    """The principal of a caller who proved to be one."""
+    return "" if caller.subject_type == access.ANONYMOUS else caller.principal

@@ -41,6 +41,9 @@ class Modes:
         found = {"authentication": self.authentication_at(now_ms), "integrity": self.integrity_at(now_ms)}
         return [name for name, mode in found.items() if mode is Mode.OBSERVE]
 
+    def is_over_at(self, now_ms: int) -> bool:
+        """Whether observing has ended for everybody."""
+        return self.observe_until_ms is not None and now_ms >= self.observe_until_ms
+
     def _at(self, mode: Mode, now_ms: int) -> Mode:
-        over = self.observe_until_ms is not None and now_ms >= self.observe_until_ms
-        return Mode.ENFORCE if mode is Mode.OBSERVE and over else mode
+        return Mode.ENFORCE if mode is Mode.OBSERVE and self.is_over_at(now_ms) else mode
