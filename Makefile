@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: run test check fix bench sim fuzz clean help
 
@@ -24,9 +23,10 @@ $(STAMP): pyproject.toml
 		{ echo "Fairlead could not be installed: can pip reach PyPI (or your mirror)?" >&2; exit 1; }
 	@touch $@
 
-$(BENCH_STAMP): $(STAMP)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[proxy,test,bench]'
-	@touch $@
+# Programs that tests and benchmarks run beside Python: nginx, haproxy, promtool, wrk, openssl, node.
+.PHONY: tools
+tools: $(STAMP)
+	@sh .ci/ensure-tools.sh "$(VENV)"
 
 run: $(STAMP)
 	@exec $(BIN)/fairlead demo
@@ -40,10 +40,10 @@ fix: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-test: check
+test: check tools
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: $(BENCH_STAMP)
+bench: $(STAMP) tools
 	@$(BIN)/python -m bench
 
 SIM_SEEDS   ?= 1..100000
