@@ -102,6 +102,10 @@ HISTORY = (
            "every call is judged anew; revoking ends live links",
            (f"{_HOSTILE}::test_revoking_ends_the_link_and_the_key", "shell/test_client_link.py::test_a_revoked_client_loses_its_link_and_gets_no_other",
             "e2e/test_callers.py::test_a_key_revoked_at_one_proxy_is_worthless_at_the_other")),
+    Lesson("peer: proof of proxy", "a connection's token was believed for 30 s and remembered for 10, and not across a restart",
+           "remembered for ttl and twice the clocks' difference; bound to one run of the gate",
+           ("unit/protocol/test_proof.py::test_a_token_is_believed_once_for_as_long_as_it_is_valid",
+            "unit/protocol/test_proof.py::test_after_a_restart_only_what_cannot_have_been_used_is_judged")),
     # -- traps
     Lesson("trap: window and memory", "a memory shorter than what is valid", "such a configuration is refused",
            (f"{_CONFIG}::test_contradictions_and_malformed_values",)),

@@ -12,17 +12,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from tests.attacks.http_smuggling import REPLIES, REQUESTS
 from tests.fuzz.mutation import mutated
+from tests.support import minecraft as mc
 from tests.support.config_text import strong
+from tests.support.forwarding import check_answer, check_request
 from tests.support.issuer import IssuerKey, issuer_key, key_set
 
+from fairlead.backend.rcon import Packet, RconFailed
+from fairlead.backend.rcon import decode as decode_rcon
+from fairlead.backend.rcon import encode as encode_rcon
 from fairlead.protocol.envelope import ChannelLimits, Guard, Stamper
 from fairlead.protocol.keys import Role
 from fairlead.protocol.messages import Deliver, Identity, Notice
 from fairlead.protocol.preamble import parse
+from fairlead.protocol.proof import Proof, ProofJudge, ProofKind, proof_key, write
+from fairlead.protocol.proxy_header import parse as parse_header
+from fairlead.protocol.proxy_header import write_v1, write_v2
 from fairlead.protocol.reasons import Refused, Reject
+from fairlead.protocol.request_proof import RequestFacts, RequestJudge, RequestSigner, client_facts
 from fairlead.protocol.trust import TOKEN_BYTES, TrustJudge, make, shared_trust_key
 from fairlead.proxy.dispatch.submit import SubmitLimits, parse_batch, parse_one
+from fairlead.proxy.edge.minecraft.host_token import NoToken, split
+from fairlead.proxy.edge.minecraft.opening import Handshake, Login, Opening
+from fairlead.proxy.edge.minecraft.packets import Malformed
+from fairlead.proxy.edge.transfer_token import TransferToken, transfer_key
+from fairlead.proxy.edge.transfer_token import judge as judge_transfer
+from fairlead.proxy.edge.transfer_token import make as make_transfer
 from fairlead.proxy.guard import tokens
 from fairlead.proxy.guard.credentials import read as read_credentials
 from fairlead.proxy.guard.key_set import KeySet, read_key_set
@@ -199,6 +215,30 @@ def _trust(data: bytes) -> None:
         hold((judge_.judge(other, NOW_MS) is None) is (rest == b"{}"), "the token holds for other arguments")
 
 
+_PROOF_KEY = proof_key(SECRET)
+_PROOF = write(
+    _PROOF_KEY, "node-1", ProofKind.TCP, NOW_MS, b"n" * 16, source=("192.0.2.1", 1), target=("192.0.2.2", 2),
+    session_id="s-1",
+)  # fmt: skip
+
+
+def _proof(data: bytes) -> None:
+    found = parse_header(data)
+    if isinstance(found, tuple):
+        header, size = found
+        by = ProofJudge([_PROOF_KEY], "node-1", bytes(8), NOW_MS - 3_600_000)
+        believed = isinstance(by.judge(header, data[:size], tuple(ProofKind), NOW_MS), Proof)
+        hold(believed is (data[:size] == _PROOF), "a proof of proxy that was not made is believed")
+
+
+_CLAIM = RequestSigner(SECRET).line(client_facts("192.0.2.1", 1, "s-1"), b"c-1", b"GET", b"/", b"")[19:-2]
+
+
+def _claim(data: bytes) -> None:
+    believed = isinstance(RequestJudge(SECRET).judge([data], b"GET", b"/", b""), RequestFacts)
+    hold(believed is (data == _CLAIM), "a request's proof that was not made is believed")
+
+
 _SEALS = Seals(SECRET)
 _FIELDS = ("run-1", b"args", 7, None, "tenant")
 _SEAL = _SEALS.seal("run", *_FIELDS)
@@ -232,6 +272,21 @@ def _head(data: bytes) -> None:
         if isinstance(parsed, RequestHead):
             for _, name, value, _ in parsed.fields:
                 hold(not {10, 13, 0} & set(name + value), "a line break or zero byte got into a header")
+
+
+_REQUESTS = tuple(trick.raw for tricks in REQUESTS.values() for trick in tricks if len(trick.raw) < 2_000)
+_ANSWERS = tuple(each.raw for each in REPLIES if len(each.raw) < 2_000)
+
+
+def _forwarded_request(data: bytes) -> None:
+    """Whatever goes on to a backend is one request, to two readers."""
+    check_request(data)
+
+
+def _forwarded_answer(data: bytes) -> None:
+    """Whatever goes back to a client is one answer, to two readers."""
+    for method in (b"GET", b"HEAD"):
+        check_answer(data, method, trailers=method == b"GET")
 
 
 _JSON = tuple(
@@ -296,6 +351,68 @@ def _audit(data: bytes) -> None:
         hold(rows == _ROWS, "a trail that was changed holds together")
 
 
+# -- the first bytes of a game client
+
+
+_GAMES = [
+    mc.join("Alice", "play.example.org\0FML2\0"), mc.join(intent=3) + b"rest", mc.handshake(intent=1) + mc.ping(),
+    mc.handshake(protocol=760) + mc.frame(0, mc.string("Alice") + b"\1" + bytes(8) + mc.string(b"k") * 2 + b"\0"),
+    mc.legacy_ping_1_6(), b"\xfe\x01", b"\x02\x4e",
+]  # fmt: skip
+
+
+def _game(data: bytes) -> None:
+    """Whole or byte by byte it is read alike, and what goes on to a node is what came."""
+    whole, pieces, found = Opening(), Opening(), None
+    try:
+        wanted = whole.feed(data) if data else None
+    except Malformed:
+        wanted = "malformed"
+    try:
+        for index in range(len(data)):
+            found = pieces.feed(data[index : index + 1])
+            if found is not None:
+                break
+    except Malformed:
+        found = "malformed"
+    hold(found == wanted, f"cut into bytes it means something else: {found}, {wanted}")
+    if isinstance(wanted, Login):
+        said = wanted.handshake.packet() + wanted.login_start
+        hold(data == said + whole.rest, "the node would hear something else")
+        hold(0 < len(wanted.name) <= 16, "a name that is none")
+    if isinstance(wanted, Login | Handshake):
+        handshake = wanted if isinstance(wanted, Handshake) else wanted.handshake
+        hold(all("!" <= each <= "~" for each in handshake.address.host), "a host that routing must not see")
+        try:
+            split(handshake.address.host)
+        except NoToken:
+            pass  # as good as any answer
+
+
+_TRANSFER_KEY = transfer_key(SECRET)
+_TRANSFER = make_transfer(
+    _TRANSFER_KEY,
+    TransferToken(
+        "01a2143e-7bcf-7ad1-b198-58ca3f7599bc", "208a3cf9.01a2143e-7bb5-7269-8ae3-3a0e9d1e02e2", "b-2", NOW_MS
+    ),
+    "ada",
+)  # fmt: skip
+
+
+def _transfer(data: bytes) -> None:
+    believed = isinstance(judge_transfer([_TRANSFER_KEY], data, "ada", NOW_MS), TransferToken)
+    hold(believed is (data == _TRANSFER), "a transfer's token that was not made is believed")
+
+
+def _rcon(data: bytes) -> None:
+    try:
+        found = decode_rcon(data)
+    except RconFailed:
+        return
+    if found is not None:
+        hold(encode_rcon(found[0])[:-2] + data[len(data) - len(found[1]) - 2 :] == data, "a packet is another one")
+
+
 TARGETS: dict[str, Target] = {
     each.name: each
     for each in (
@@ -311,9 +428,17 @@ TARGETS: dict[str, Target] = {
         Target("envelope", [_STAMPED], _envelope),
         Target("preamble", [b"FLD1" + bytes(32), bytes(64)], _preamble),
         Target("trust token", [_TRUST, _TRUST + b"{}"], _trust),
+        Target("proof of proxy", [_PROOF, write_v1(("::1", 1), ("::2", 2)), write_v2(None, None, is_local=True)],
+               _proof),
+        Target("request proof", [_CLAIM], _claim),
         Target("seal", [_SEAL, msgspec.msgpack.encode(list(_FIELDS))], _seal),
         Target("head", _HEADS, _head),
+        Target("forwarded request", _REQUESTS, _forwarded_request),
+        Target("forwarded answer", _ANSWERS, _forwarded_answer),
         Target("json", _JSON, _json),
         Target("audit trail", [_TRAIL], _audit),
+        Target("game client", _GAMES, _game),
+        Target("transfer token", [_TRANSFER], _transfer),
+        Target("rcon", [encode_rcon(Packet(1, 2, b"transfer h 1 p")), encode_rcon(Packet(-1, 2, b""))], _rcon),
     )
 }  # fmt: skip

@@ -68,7 +68,7 @@ async def test_what_goes_on_to_the_backend() -> None:
         answer = await client.get(
             "/a?b=c",
             "X-Forwarded-For: 6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nTE: trailers\r\n"
-            "Connection: x-drop, upgrade, content-length\r\nX-Drop: 1\r\nUpgrade: websocket\r\n"
+            "Connection: x-drop, upgrade, content-length\r\nX-Drop: 1\r\nUpgrade: h2c\r\n"
             "X-Correlation-Id: me-1\r\nX-Keep: 1\r\nCookie: a=b\r\nContent-Length: 0\r\nVia: 1.1 before\r\n",
         )
     lines = heads[0].decode().lower().split("\r\n")
@@ -574,11 +574,42 @@ async def test_a_defect_is_a_500_and_ends_nobody_elses_connection() -> None:
 
 async def test_the_access_log_names_what_happened() -> None:
     async with running_edge(always_ok, access_log=True) as h:
-        await (await h.connect()).get("/logged")
-        line = next(line for line in h.sink.lines if "http_request" in line)
-        assert "target=/logged" in line
-        assert "status=200" in line
-        assert "backend=b0" in line
+        client = await h.connect()
+        await client.get("/logged?token=hidden", "X-Correlation-Id: me-1\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n")
+        assert (await client.answer()).status == 400
+        await h.until_sessions(0)
+        good, bad = [line for line in h.sink.lines if " http_request " in line]
+    for part in (
+        "path=/logged ",
+        "status=200",
+        "backend=b0",
+        "host=h",
+        "client=127.0.0.1",
+        "correlation_id=me-1",
+    ):
+        assert part in good
+    assert "hidden" not in good
+    assert "upstream_ms=" in good
+    assert "bytes_out=" in good
+    assert "reason=" not in good
+    assert "reason=HTTP_HEAD_MALFORMED" in bad
+    assert "status=400" in bad
+
+
+async def test_the_access_log_can_be_a_sample_that_leaves_out_nothing_that_failed() -> None:
+    async with running_edge(always_ok, None, access_log=True, access_log_every=5) as h:
+        client = await h.connect()
+        for _ in range(10):
+            await client.get()
+        for _ in range(3):
+            bad = await h.connect()
+            await bad.send(b"GET / HTTP/1.1\r\n\r\n")
+            await bad.read_to_end()
+        await h.until_sessions(1)
+        lines = [line for line in h.sink.lines if " http_request " in line]
+        assert len([line for line in lines if "status=200" in line]) == 2
+        assert len([line for line in lines if "reason=" in line]) == 3
 
 
 # -- with somebody else's client

@@ -18,12 +18,13 @@ class ResponseBody:
 
     __slots__ = ("_left", "_reader", "_rechunk", "has_surplus", "is_done", "is_until_close")
 
-    def __init__(self, length: int, client_minor: int) -> None:
+    def __init__(self, length: int, client_minor: int, trailers: bool = False) -> None:
+        """`trailers`: the client said that it reads them."""
         self.is_until_close = length == UNTIL_CLOSE
         self._rechunk = self.is_until_close and client_minor == 1
         self._left = length
         self._reader: BodyReader | None = (
-            reader_for(CHUNKED, decode=client_minor == 0) if length == CHUNKED else None
+            reader_for(CHUNKED, client_minor == 0, trailers) if length == CHUNKED else None
         )
         self.is_done = length == 0
         self.has_surplus = False

@@ -4,29 +4,39 @@ Stands between reading a head and writing it to the other side. Pure.
 
 Invariants (RFC 9110, 7.6): hop-by-hop headers and what Connection names end here, yet nothing can name
 away what frames or addresses the message; Via gains an entry each way; who the client is, is our word:
-its own X-Forwarded-* are replaced unless it is a trusted forwarder; Upgrade is not passed on.
+its own X-Forwarded-* are replaced unless it is a trusted forwarder; Upgrade goes on only where `upgrade` has checked
+it; a trace goes on only whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
+from urllib.parse import quote
 
+from fairlead.protocol.reasons import Reason, Reject
+from fairlead.proxy.edge.arrival import ClientCertificate
 from fairlead.runtime.http.head import (
     CHUNKED,
     CONTENT_LENGTH,
     FORWARDED,
     PLAIN,
+    TRAILER,
     UNTIL_CLOSE,
     RequestHead,
     ResponseHead,
 )
 
 PSEUDONYM: Final = b"fairlead"
+_MAX_FORWARDS: Final = b"max-forwards"
+_SUBJECT_SAFE: Final = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
 _VIA: Final = (b"via: 1.0 " + PSEUDONYM + b"\r\n", b"via: 1.1 " + PSEUDONYM + b"\r\n")
 _CHUNKED_LINE: Final = b"transfer-encoding: chunked\r\n"
 _CONNECTION_TOKENS: Final = frozenset({b"close", b"keep-alive"})
+ROUNDS_MAX: Final = (
+    4  # how often a request may have passed a Fairlead already: proxies may stand behind proxies
+)
 
 
 def is_trusted(host: str, trusted: Sequence[IPv4Network | IPv6Network]) -> bool:
@@ -53,49 +63,123 @@ def absolute_to_origin(head: RequestHead) -> tuple[bytes, bytes]:
     cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
     authority, path = rest[:cut], rest[cut:]
     authority = authority.rpartition(b"@")[2]
+    if not path and head.method == b"OPTIONS":
+        return b"*", authority or head.host  # of the server as a whole (RFC 9112, 3.2.4)
     return (path if path.startswith(b"/") else b"/" + path), authority or head.host
 
 
 def request_bytes(
-    head: RequestHead, peer_host: str, scheme: bytes, correlation_id: str, trusted: bool, authority: str
+    head: RequestHead,
+    peer_host: str,
+    scheme: bytes,
+    correlation_id: str,
+    trusted: bool,
+    authority: str,
+    proof: Callable[[bytes, bytes, bytes], bytes] | None = None,
+    trace: bytes = b"",
+    hops: bytes = b"",
+    certificate: bytes = b"",
 ) -> bytes:
-    """The head for the backend at `authority`, with its final empty line."""
+    """The head for the backend at `authority`, with its final empty line.
+
+    `proof`: makes the line that proves whose request this is, of method, target and forwarding lines. `trace`: the
+    lines of its trace; `hops`: lines for the next hop alone, Connection among them; `certificate`: see
+    `certificate_lines`.
+    """
     target, host = absolute_to_origin(head)
     nominated = head.nominated - _CONNECTION_TOKENS
     out = [
         b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (head.method, target, host or authority.encode()),
         *[field[3] for field in head.fields if not field[0] and field[1] not in nominated],
     ]
+    if head.method == b"OPTIONS":
+        out[1:] = [_one_forward_less(line) for line in out[1:]]
     peer = peer_host.encode()
-    told = {name: value for kind, name, value, _ in head.fields if kind == FORWARDED} if trusted else {}
-    for name, value in told.items():
-        if name not in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"):
-            out.append(b"%b: %b\r\n" % (name, value))
+    told = _told(head) if trusted else _NOTHING_TOLD
     before = told.get(b"x-forwarded-for")
-    out.append(
-        b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\nx-correlation-id: %b\r\n"
-        % (
-            before + b", " + peer if before else peer,
-            told.get(b"x-forwarded-proto", scheme),
-            told.get(b"x-forwarded-host", host),
-            correlation_id.encode(),
-        )
+    forwarded = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\n" % (
+        before + b", " + peer if before else peer,
+        told.get(b"x-forwarded-proto", scheme),
+        told.get(b"x-forwarded-host", host),
     )
+    for name, value in told.items():
+        if name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"):
+            continue
+        if not (certificate and name.startswith(b"x-client-cert-")):
+            forwarded += b"%b: %b\r\n" % (name, value)
+    forwarded += certificate
+    out.append(forwarded)
+    out.append(b"x-correlation-id: %b\r\n%b" % (correlation_id.encode(), trace))
+    if proof is not None:
+        out.append(proof(head.method, target, forwarded))
     if head.length == CHUNKED:
         out.append(_CHUNKED_LINE)
+        out.extend([field[3] for field in head.fields if field[0] == TRAILER])
     else:
         out.extend([field[3] for field in head.fields if field[0] == CONTENT_LENGTH])
     if head.expects_continue:
         out.append(b"expect: 100-continue\r\n")
+    out.append(hops)
+    out.append(head.via)
     out.append(_VIA[head.minor])
     out.append(b"\r\n")
     return b"".join(out)
 
 
+def certificate_lines(certificate: ClientCertificate | None) -> bytes:
+    """Who a client's certificate says it is, for the backend; what is no printable ASCII, and %, as %XX."""
+    if certificate is None:
+        return b""
+    subject = quote(certificate.subject, safe=_SUBJECT_SAFE)
+    lines = f"x-client-cert-subject: {subject}\r\nx-client-cert-sha256: {certificate.sha256}\r\n"
+    return lines.encode("ascii")
+
+
+def _told(head: RequestHead) -> dict[bytes, bytes]:
+    """What a trusted forwarder says of its client. A list over several lines is one list."""
+    told: dict[bytes, bytes] = {}
+    for kind, name, value, _ in head.fields:
+        if kind == FORWARDED:
+            told[name] = told[name] + b", " + value if name in told else value
+    return told
+
+
+_NOTHING_TOLD: Final[dict[bytes, bytes]] = {}
+
+
+def rounds(head: RequestHead) -> int:
+    """How often this request has passed a Fairlead before."""
+    return head.via.lower().count(PSEUDONYM)
+
+
+def max_forwards(head: RequestHead) -> int | Reject | None:
+    """How many more hops an OPTIONS request may take, if it says so (RFC 9110, 7.6.2)."""
+    found = [value for kind, name, value, _ in head.fields if name == _MAX_FORWARDS]
+    if not found:
+        return None
+    if len(found) > 1 or not found[0].isdigit() or len(found[0]) > 9:
+        return Reject(Reason.HTTP_HEAD_MALFORMED, "the Max-Forwards header is malformed")
+    return int(found[0])
+
+
+def _one_forward_less(line: bytes) -> bytes:
+    name, _, value = line.partition(b":")
+    if name.lower() != _MAX_FORWARDS:
+        return line
+    return b"max-forwards: %d\r\n" % (int(value) - 1)
+
+
 def response_bytes(
-    head: ResponseHead, length: int, client_minor: int, keep: bool, correlation_id: str
+    head: ResponseHead,
+    length: int,
+    client_minor: int,
+    keep: bool,
+    correlation_id: str,
+    more: bytes = b"",
+    trailers: bool = False,
 ) -> bytes:
     """The head for a client of HTTP/1.`client_minor`; `length` is the body's, as the backend frames it.
+    `more`: lines of ours; `trailers`: the client reads them.
 
     Without a length of its own the body goes on chunked to an HTTP/1.1 client, and ends with the
     connection (`keep` is false) for an HTTP/1.0 client.
@@ -108,14 +192,30 @@ def response_bytes(
     if length in (CHUNKED, UNTIL_CLOSE):
         if client_minor:
             out.append(_CHUNKED_LINE)
+            if trailers and length == CHUNKED:
+                out.extend([field[3] for field in head.fields if field[0] == TRAILER])
     elif head.status >= 200 and head.status != 204:
         out.extend([field[3] for field in head.fields if field[0] == CONTENT_LENGTH])
     if not keep:
         out.append(b"connection: close\r\n")
     elif not client_minor:
         out.append(b"connection: keep-alive\r\n")
-    out.append(b"x-correlation-id: %b\r\n%b\r\n" % (correlation_id.encode(), _VIA[head.minor]))
+    out.append(
+        b"%b%b%bx-correlation-id: %b\r\n%b\r\n"
+        % (head.date, more, head.via, correlation_id.encode(), _VIA[head.minor])
+    )
     return b"".join(out)
+
+
+def switch_bytes(head: ResponseHead, correlation_id: str) -> bytes:
+    """A 101 that agrees to a WebSocket, as it goes on to the client."""
+    nominated = head.nominated - {b"upgrade"}
+    lines = [field[3] for field in head.fields if field[0] == PLAIN and field[1] not in nominated]
+    lines += (b"connection: upgrade\r\nupgrade: websocket\r\n", head.via)
+    return b"HTTP/1.1 101 Switching Protocols\r\n%bx-correlation-id: %b\r\n%b\r\n" % (
+        *(b"".join(lines), correlation_id.encode()),
+        _VIA[1],
+    )
 
 
 def interim_bytes(head: ResponseHead) -> bytes:

@@ -3,11 +3,14 @@
 Thin shell over `runtime.streams`. On sockets it waits first and reads then, which saves the failing read
 before every wait; sends go out at once where the kernel takes them, without arming a deadline.
 
-Invariants: `receive` is a cancellation point and yields to others each time; `send_nowait` is neither.
+Invariants: `receive` is a cancellation point and yields to others each time; `send_nowait` is neither; a stream that
+cannot say what is there without waiting is never called quiet.
 """
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -15,6 +18,7 @@ import trio
 from fairlead.runtime.streams import ByteStream, SocketStream
 
 READ_BYTES: Final = 64 * 1024
+SEND_PIECE_BYTES: Final = 16 * 1024  # what a slow reader has to take within one deadline
 SHARED_BYTES: Final = 256 * 1024
 
 # One buffer for the process, for bulk: full only between a read and the write that follows it, with no
@@ -25,11 +29,13 @@ _shared = memoryview(bytearray(SHARED_BYTES))
 class Wire:
     """A stream with its unread bytes."""
 
-    __slots__ = ("_sock", "buffer", "stream")
+    __slots__ = ("_nowait", "_sock", "buffer", "stream")
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self._sock = stream.socket if isinstance(stream, SocketStream) else None
+        # Of streams over streams (TLS): what is there now; None: nothing; b"": the end.
+        self._nowait: Callable[[], bytes | None] | None = getattr(stream, "receive_nowait", None)
         self.buffer = b""
 
     async def receive(self) -> bytes:
@@ -66,7 +72,7 @@ class Wire:
     def receive_nowait(self) -> bytes:
         """What has arrived already; b"" if nothing has, or if the stream has ended (the next read says so)."""
         if self._sock is None:
-            return b""
+            return (self._nowait() or b"") if self._nowait is not None else b""
         try:
             return self._sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -77,7 +83,8 @@ class Wire:
     def send_nowait(self, data: bytes | memoryview) -> bytes:
         """Send what goes at once; returns what did not (a copy: `data` may be the shared buffer)."""
         if self._sock is None:
-            return bytes(data)
+            sent = self.stream.send_nowait(data)
+            return b"" if sent == len(data) else bytes(data[sent:])
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
@@ -91,7 +98,10 @@ class Wire:
         if self.buffer:
             return False
         if self._sock is None:
-            return True
+            try:
+                return self._nowait is not None and self._nowait() is None
+            except trio.BrokenResourceError:
+                return False
         try:
             self._sock.recv(1)
         except BlockingIOError:
@@ -99,3 +109,21 @@ class Wire:
         except OSError:
             return False
         return False  # end of file, or bytes nobody asked for
+
+    def is_gone(self) -> bool:
+        """Whether the peer has ended its side, with nothing left to read. Takes nothing away."""
+        if self.buffer:
+            return False
+        if self._sock is None:
+            try:
+                found = self._nowait() if self._nowait is not None else None
+            except trio.BrokenResourceError:
+                return True
+            self.buffer = found or b""
+            return found == b""
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True

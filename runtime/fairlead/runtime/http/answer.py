@@ -16,7 +16,7 @@ from fairlead.runtime.http.message import Response
 
 _BODILESS: Final = (204, 304)
 _status_lines: dict[int, str] = {}
-_date: tuple[int, str] = (-1, "")
+_date: tuple[int, bytes] = (-1, b"")
 
 
 def is_bodiless(method: bytes, status: int) -> bool:
@@ -61,7 +61,12 @@ def _status_line(status: int) -> str:
 
 def _date_line(second: int) -> str:
     """The Date header and the empty line, which all answers of one second share."""
+    return date_line(second).decode("ascii") + "\r\n"
+
+
+def date_line(second: int) -> bytes:
+    """The Date header, which all answers of one second share."""
     global _date
     if _date[0] != second:
-        _date = (second, f"date: {formatdate(second, usegmt=True)}\r\n\r\n")
+        _date = (second, f"date: {formatdate(second, usegmt=True)}\r\n".encode())
     return _date[1]

@@ -24,17 +24,31 @@ _DIGITS = re.compile(rb"[0-9]{1,%d}" % CONTENT_LENGTH_DIGITS_MAX)
 _ABSOLUTE = re.compile(
     rb"[Hh][Tt][Tt][Pp][Ss]?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?(?:[/?]|$)"
 )
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+# Stricter than the grammar of a URI: an empty host, escapes and `,` or `;` are read in more than one way.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_METHOD_LOWER = re.compile(rb"[a-z]")
+_DEFAULT_PORTS: Final = {b"http": b":80", b"https": b":443"}
 
 
 def split_head(buffer: bytes, bytes_max: int) -> tuple[bytes, bytes] | Reject | None:
     """A whole head (with its empty line) and what follows it; None while it is incomplete."""
     end = buffer.find(b"\r\n\r\n")
     if end > bytes_max or (end < 0 and len(buffer) > bytes_max):
+        if buffer.find(b"\r\n", 0, bytes_max) < 0:
+            return Reject(Reason.HTTP_TARGET_TOO_LONG, f"more than {bytes_max} bytes of first line")
         return Reject(Reason.HTTP_HEAD_TOO_LARGE, f"more than {bytes_max} bytes of head")
     if end >= 0:
         return buffer[: end + 4], buffer[end + 4 :]
     return check_incomplete(buffer)
+
+
+def after_empty_line(buffer: bytes) -> bytes | Reject:
+    """One empty line before a request is to be ignored (RFC 9112, 2.2). More are no request."""
+    if not buffer.startswith(b"\r\n"):
+        return buffer
+    if buffer.startswith(b"\r\n", 2):
+        return Reject(Reason.HTTP_HEAD_MALFORMED, "empty lines in place of a request")
+    return buffer[2:]
 
 
 def check_incomplete(received: bytes) -> Reject | None:
@@ -65,6 +79,10 @@ def check_request_lines(lines: list[bytes]) -> Reject | None:
     if version is not None and version.groups() not in ((b"1", b"1"), (b"1", b"0")):
         return Reject(Reason.HTTP_VERSION_UNSUPPORTED, "the request names another version of HTTP")
     method, _, rest = lines[0].partition(b" ")
+    if _METHOD_LOWER.search(method):
+        return Reject(
+            Reason.HTTP_METHOD_UNSUPPORTED, "methods are case-sensitive: lower case is none of ours"
+        )
     target = rest.partition(b" ")[0]
     if b"#" in target or not (
         target.startswith(b"/")
@@ -82,6 +100,10 @@ def check_request_lines(lines: list[bytes]) -> Reject | None:
         return Reject(Reason.HTTP_HEAD_MALFORMED, f"{len(hosts)} Host headers instead of one")
     if hosts and not _HOST.fullmatch(hosts[0]):
         return Reject(Reason.HTTP_HEAD_MALFORMED, "the Host header is malformed")
+    if hosts and method != b"CONNECT" and not _is_same_host(target, hosts[0]):
+        return Reject(
+            Reason.HTTP_HEAD_MALFORMED, "the request target names another host than the Host header"
+        )
     if is_http_11 and any(value.lower() != b"100-continue" for value in values_of(lines, b"expect")):
         return Reject(Reason.HTTP_EXPECTATION_UNSUPPORTED, "an expectation other than 100-continue")
     return None
@@ -90,6 +112,20 @@ def check_request_lines(lines: list[bytes]) -> Reject | None:
 def check_response_lines(lines: list[bytes]) -> Reject | None:
     """A response's lines (the status line first), before h11 sees them."""
     return _check_length_and_coding(lines, lines[0].startswith(b"HTTP/1.1"))
+
+
+def _is_same_host(target: bytes, host: bytes) -> bool:
+    """Whether an absolute target and Host agree, as they must (RFC 9112, 3.2)."""
+    scheme, separator, rest = target.partition(b"://")
+    if target.startswith((b"/", b"*")) or not separator:
+        return True
+    port = _DEFAULT_PORTS.get(scheme.lower(), b"")
+    authority = re.split(rb"[/?]", rest, maxsplit=1)[0]
+    return _without_port(authority, port) == _without_port(host, port)
+
+
+def _without_port(authority: bytes, port: bytes) -> bytes:
+    return authority.lower().removesuffix(b":").removesuffix(port)
 
 
 def _check_length_and_coding(lines: list[bytes], is_http_11: bool) -> Reject | None:

@@ -33,7 +33,12 @@ UNTIL_CLOSE: Final = -2
     FORWARDED,
     CORRELATION_ID,
     UPGRADE,
-) = range(10)
+    TE,
+    TRAILER,
+    VIA,
+    TRACE,
+    DATE,
+) = range(15)
 
 _KINDS: Final[dict[bytes, int]] = {
     b"host": HOST,
@@ -45,8 +50,8 @@ _KINDS: Final[dict[bytes, int]] = {
     b"proxy-connection": HOP_BY_HOP,
     b"proxy-authenticate": HOP_BY_HOP,
     b"proxy-authorization": HOP_BY_HOP,
-    b"te": HOP_BY_HOP,
-    b"trailer": HOP_BY_HOP,
+    b"te": TE,
+    b"trailer": TRAILER,
     b"upgrade": UPGRADE,
     b"http2-settings": HOP_BY_HOP,
     b"forwarded": FORWARDED,
@@ -55,15 +60,30 @@ _KINDS: Final[dict[bytes, int]] = {
     b"x-forwarded-host": FORWARDED,
     b"x-forwarded-port": FORWARDED,
     b"x-real-ip": FORWARDED,
+    b"x-client-cert-subject": FORWARDED,
+    b"x-client-cert-sha256": FORWARDED,
     b"x-correlation-id": CORRELATION_ID,
+    b"via": VIA,
+    b"traceparent": TRACE,
+    b"tracestate": TRACE,
+    b"date": DATE,
 }
+_OURS: Final = b"x-fairlead-"  # what proxy and nodes say to each other: nobody outside does
 
 _CACHE_LINE_BYTES_MAX: Final = 256
 _CACHE_LINES_MAX: Final = 4096
 _KEEP_ALIVE: Final = frozenset({b"keep-alive"})
 _CLOSE: Final = frozenset({b"close"})
 _NEVER_CACHED: Final = frozenset(
-    {b"cookie", b"set-cookie", b"authorization", b"proxy-authorization", b"x-ops-key", b"x-signature"}
+    {
+        b"cookie",
+        b"set-cookie",
+        b"authorization",
+        b"proxy-authorization",
+        b"x-ops-key",
+        b"x-signature",
+        b"x-fairlead-client",
+    }
 )
 
 # Kind, lower-case name, value, and the line as it goes on (with its CRLF).
@@ -74,8 +94,23 @@ _LINE = re.compile(
 )
 _REQUEST_LINE = re.compile(rb"([A-Z]+) (/[\x21\x22\x24-\x7e]*) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\x20-\x7e]*))?")
-_LENGTH = re.compile(rb"[0-9]{1,%d}" % framing.CONTENT_LENGTH_DIGITS_MAX)
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,%d}" % (framing.CONTENT_LENGTH_DIGITS_MAX - 1))
 _PLAIN_HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?")
+
+
+def kind_of(name: bytes) -> int:
+    """What a header of this lower-case name means.
+
+    `_` for `-` is the same name to whatever hands headers on as variables (CGI, WSGI): a special one that is spelt so
+    ends here, as do those that proxy and nodes use among themselves."""
+    kind = _KINDS.get(name)
+    if kind is not None:
+        return kind
+    if b"_" in name:
+        name = name.replace(b"_", b"-")
+        if name in _KINDS:
+            return HOP_BY_HOP
+    return HOP_BY_HOP if name.startswith(_OURS) else PLAIN
 
 
 class RequestHead:
@@ -92,6 +127,10 @@ class RequestHead:
         "minor",
         "nominated",
         "target",
+        "trace",
+        "upgrade",
+        "via",
+        "wants_trailers",
     )
 
     def __init__(self, method: bytes, target: bytes, minor: int) -> None:
@@ -103,6 +142,10 @@ class RequestHead:
         self.expects_continue = False
         self.nominated: frozenset[bytes] = frozenset()  # the headers that Connection names
         self.correlation_id = b""  # as sent; judged elsewhere
+        self.upgrade = b""  # as sent, if Connection names it
+        self.via = b""  # whole lines, as they came
+        self.trace: list[Field] | None = None  # traceparent and tracestate, as they came
+        self.wants_trailers = False
 
     def summary(self) -> tuple[Any, ...]:
         """Everything that decides how the message is treated, for comparing two readers."""
@@ -110,13 +153,16 @@ class RequestHead:
         return (
             *(self.method, self.target, self.minor, fields, self.host, self.length),
             *(self.keep_alive, self.expects_continue, self.nominated, self.correlation_id),
+            *(self.upgrade, self.via.lower(), self.wants_trailers),
         )
 
 
 class ResponseHead:
     """A response's head. `declared` is the length as declared: a number, CHUNKED, or UNTIL_CLOSE."""
 
-    __slots__ = ("declared", "fields", "keep_alive", "minor", "nominated", "phrase", "status")
+    __slots__ = (
+        "date", "declared", "fields", "keep_alive", "minor", "nominated", "phrase", "status", "upgrade", "via",
+    )  # fmt: skip
 
     def __init__(self, status: int, phrase: bytes, minor: int) -> None:
         self.status, self.phrase, self.minor = status, phrase, minor
@@ -124,6 +170,8 @@ class ResponseHead:
         self.declared = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.nominated: frozenset[bytes] = frozenset()
+        self.date = self.via = b""  # whole lines
+        self.upgrade = b""
 
     def body_length(self, method: bytes) -> int:
         """The body's length as the answer to `method`: a number, CHUNKED, or UNTIL_CLOSE (RFC 9112, 6.3)."""
@@ -136,7 +184,7 @@ class ResponseHead:
         fields = [(kind, name, value) for kind, name, value, _ in self.fields]
         return (
             *(self.status, self.phrase, self.minor, fields),
-            *(self.declared, self.keep_alive, self.nominated),
+            *(self.declared, self.keep_alive, self.nominated, self.date.lower(), self.upgrade),
         )
 
 
@@ -226,7 +274,9 @@ class HeadReader:
         if refused is not None:
             return Reject(Reason.BACKEND_RESPONSE_MALFORMED, refused.detail)
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(head) + 1)
-        connection.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+        asked = [("Host", "x"), ("Connection", "upgrade"), ("Upgrade", "websocket")]  # so that it reads a 101
+        connection.send(h11.Request(method="GET", target="/", headers=asked))
+        connection.send(h11.EndOfMessage())
         connection.receive_data(head)
         try:
             event = connection.next_event()
@@ -253,7 +303,7 @@ class HeadReader:
                     return False
                 raw_name, value = matched.groups()
                 name = raw_name.lower()
-                field = (_KINDS.get(name, PLAIN), name, value, line + b"\r\n")
+                field = (kind_of(name), name, value, line + b"\r\n")
                 if len(line) <= _CACHE_LINE_BYTES_MAX and name not in _NEVER_CACHED:
                     if len(cache) >= _CACHE_LINES_MAX:
                         cache.clear()
@@ -266,16 +316,21 @@ def _fields_of(headers: Any) -> list[Field]:
     out: list[Field] = []
     for raw_name, value in headers.raw_items():
         name = raw_name.lower()
-        out.append((_KINDS.get(name, PLAIN), name, value, raw_name + b": " + value + b"\r\n"))
+        kind = kind_of(name)
+        if kind == CONTENT_LENGTH and value.isdigit():
+            value = b"%d" % int(value)  # without zeros in front, which some read as octal
+        out.append((kind, name, value, raw_name + b": " + value + b"\r\n"))
     return out
 
 
 def _understand_request(found: RequestHead, plain_only: bool) -> bool:
     """Fill in what the fields mean. With `plain_only`, False wherever another reader must decide."""
     hosts = codings = lengths = 0
-    for kind, _, value, _ in found.fields:
-        if kind == PLAIN:
+    for field in found.fields:
+        kind = field[0]
+        if not kind:
             continue
+        _, _, value, line = field
         if kind == HOST:
             hosts += 1
             found.host = value
@@ -299,14 +354,31 @@ def _understand_request(found: RequestHead, plain_only: bool) -> bool:
                 return False
         elif kind == CORRELATION_ID:
             found.correlation_id = value
+        elif kind == VIA:
+            found.via += line
+        elif kind == TRACE:
+            if found.trace is None:
+                found.trace = []
+            found.trace.append(field)
+        elif kind == TE:
+            found.wants_trailers = b"trailers" in [token.strip() for token in value.lower().split(b",")]
+        elif kind == UPGRADE:
+            found.upgrade = found.upgrade + b", " + value if found.upgrade else value
+    if found.minor == 0 or (found.upgrade and b"upgrade" not in found.nominated):
+        found.upgrade = b""
+    found.wants_trailers = found.wants_trailers and found.minor == 1 and b"te" in found.nominated
+    if found.expects_continue and not found.length:
+        found.expects_continue = False  # There is nothing to go on with.
     return not plain_only or (hosts == 1 and codings + lengths <= 1 and not (codings and found.minor == 0))
 
 
 def _understand_response(found: ResponseHead) -> bool:
     codings = lengths = 0
-    for kind, _, value, _ in found.fields:
-        if kind == PLAIN:
+    for field in found.fields:
+        kind = field[0]
+        if not kind:
             continue
+        _, _, value, line = field
         if kind == CONTENT_LENGTH:
             lengths += 1
             if not _LENGTH.fullmatch(value):
@@ -319,6 +391,12 @@ def _understand_response(found: ResponseHead) -> bool:
                 return False
         elif kind == CONNECTION:
             _understand_connection(found, value)
+        elif kind == DATE:
+            found.date = line
+        elif kind == VIA:
+            found.via += line
+        elif kind == UPGRADE:
+            found.upgrade = found.upgrade + b", " + value if found.upgrade else value
     return not (codings + lengths > 1 or (codings and found.minor == 0))
 
 

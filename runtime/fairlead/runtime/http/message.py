@@ -27,7 +27,7 @@ RETRY_AFTER_DEFAULT_S: Final = 1.0
 _INSIDE: Final = frozenset(
     reason
     for reason in of_family(Family.EDGE)
-    if reason.name.startswith(("BACKEND_", "ROUTING_", "CONNECTION_"))
+    if reason.name.startswith(("BACKEND_", "ROUTING_", "ROUTE_", "CONNECTION_", "NODE_"))
 )
 
 _encoder = msgspec.json.Encoder()
@@ -107,18 +107,20 @@ def problem(
     retry_after_s: float | None = None,
     extra: dict[str, Any] | None = None,
     for_client: bool = False,
+    status: int = 0,
 ) -> Response:
     """A refusal as application/problem+json. 429 and 503 always say when to come back.
 
-    `for_client`: leave out what is for operators alone, the next step and what names our insides; the correlation
-    id leads an operator to both."""
+    `status`: in the place of the reason's own. `for_client`: leave out what is for operators alone, the next step and
+    what names our insides; the correlation id leads an operator to both."""
     row = traits(reason)
-    if retry_after_s is None and row.status in (429, 503):
+    status = status or row.status
+    if retry_after_s is None and status in (429, 503):
         retry_after_s = RETRY_AFTER_DEFAULT_S
     body: dict[str, Any] = {
         "type": f"urn:fairlead:reason:{reason.value}",
         "title": row.title,
-        "status": row.status,
+        "status": status,
         "detail": detail,
         "reason": reason.value,
         "correlation_id": correlation_id,
@@ -135,7 +137,7 @@ def problem(
         headers.append(("retry-after", str(whole_s)))
     if extra:
         body.update(extra)
-    return Response(row.status, headers, _encoder.encode(body))
+    return Response(status, headers, _encoder.encode(body))
 
 
 def split_target(target: bytes) -> tuple[str, str]:

@@ -22,7 +22,7 @@ import trio
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.runtime.http.answer import answer_head, is_bodiless
 from fairlead.runtime.http.body import LAST_CHUNK, WholeBody, as_chunk
-from fairlead.runtime.http.framing import split_head
+from fairlead.runtime.http.framing import after_empty_line, split_head
 from fairlead.runtime.http.head import CHUNKED, UNTIL_CLOSE, HeadReader, RequestHead
 from fairlead.runtime.http.message import Request, Response, problem, split_target
 from fairlead.runtime.observer import Observer
@@ -145,7 +145,7 @@ async def serve_listener(
                 turn_away(stream, refusal)
                 continue
             live += 1
-            nursery.start_soon(serve, stream)
+            nursery.start_soon(serve, stream, name=name)
 
 
 def turn_away(stream: ByteStream, refusal: bytes) -> None:
@@ -228,8 +228,10 @@ class _Connection:
         """The next head with its empty line; None at an orderly end."""
         buffer = self._buffer
         while True:
-            while buffer.startswith(b"\r\n"):
-                buffer = buffer[2:]  # empty lines before a request are to be ignored (RFC 9112, 2.2)
+            begun = after_empty_line(buffer)
+            if isinstance(begun, Reject):
+                return begun
+            buffer = begun
             if buffer:
                 found = split_head(buffer, self._limits.head_bytes_max)
                 if isinstance(found, tuple):

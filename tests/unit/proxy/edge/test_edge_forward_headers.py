@@ -73,10 +73,13 @@ def test_the_clients_own_word_on_who_it_is_counts_only_if_trusted() -> None:
     ("first", "target", "host"),
     [
         (b"GET /a HTTP/1.1\r\nHost: h", b"/a", b"h"),
-        (b"GET http://other:8/a?b HTTP/1.1\r\nHost: h", b"/a?b", b"other:8"),
-        (b"GET http://other HTTP/1.1\r\nHost: h", b"/", b"other"),
-        (b"GET http://other?b=/c HTTP/1.1\r\nHost: h", b"/?b=/c", b"other"),
+        (b"GET http://other:8/a?b HTTP/1.1\r\nHost: Other:8", b"/a?b", b"other:8"),
+        (b"GET http://other HTTP/1.1\r\nHost: other:80", b"/", b"other"),
+        (b"GET http://other?b=/c HTTP/1.1\r\nHost: other", b"/?b=/c", b"other"),
         (b"OPTIONS * HTTP/1.1\r\nHost: h", b"*", b"h"),
+        (b"OPTIONS http://h HTTP/1.1\r\nHost: h", b"*", b"h"),
+        (b"OPTIONS http://h/ HTTP/1.1\r\nHost: h", b"/", b"h"),
+        (b"GET http://other/a HTTP/1.0", b"/a", b"other"),
         (b"GET /a HTTP/1.0", b"/a", b"10.0.0.1:80"),
     ],
 )

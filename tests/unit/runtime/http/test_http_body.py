@@ -43,11 +43,14 @@ def test_pieces_make_no_difference(
     parts: list[bytes], extension: bytes, trailers: bytes, cuts: list[int], after: bytes
 ) -> None:
     chunks = b"".join(b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts)
+    plain = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
     raw = chunks + b"0" + extension + b"\r\n" + trailers + b"\r\n" + after
     bytewise = [raw[at : at + 1] for at in range(len(raw))]
     for pieces in ([raw], bytewise, split_at(raw, cuts)):
         assert feed_all(ChunkedReader(decode=True), pieces) == (b"".join(parts), after)
-        assert feed_all(ChunkedReader(), pieces) == (chunks + b"0\r\n\r\n", after)
+        assert feed_all(ChunkedReader(), pieces) == (plain + b"0\r\n\r\n", after)
+        kept = feed_all(ChunkedReader(trailers=True), pieces)
+        assert kept == (plain + b"0\r\n" + trailers + b"\r\n", after)
 
 
 @settings(max_examples=500, deadline=None)
@@ -101,7 +104,7 @@ def test_an_unfinished_line_is_not_passed_on() -> None:
     reader = ChunkedReader()
     assert reader.feed(b"5\r\nab") == (b"5\r\nab", b"")
     assert reader.feed(b"cde\r\n3;x") == (b"cde\r\n", b"")
-    assert reader.feed(b"\r\nxyz\r") == (b"3;x\r\nxyz", b"")
+    assert reader.feed(b"\r\nxyz\r") == (b"3\r\nxyz", b"")
     assert reader.feed(b"\n0\r\n\r\nnext") == (b"\r\n0\r\n\r\n", b"next")
     assert reader.is_done
 
@@ -128,3 +131,29 @@ def test_whole_bodies_are_bounded() -> None:
 
 def test_as_chunk() -> None:
     assert as_chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
+
+
+def test_chunk_headers_go_on_in_one_spelling() -> None:
+    raw = b"0003\r\nabc\r\nA;a=b\r\n0123456789\r\n000;x\r\nX: y\r\n\r\n"
+    for pieces in ([raw], [raw[at : at + 1] for at in range(len(raw))]):
+        assert feed_all(ChunkedReader(), pieces) == (b"3\r\nabc\r\na\r\n0123456789\r\n0\r\n\r\n", b"")
+
+
+def test_trailers_that_mean_something_on_the_way_do_not_go_on() -> None:
+    meant = (
+        b"Authorization: a\r\nCookie: a\r\nX-Forwarded-For: a\r\nX_Real_IP: a\r\nTraceparent: a\r\nVia: a\r\n"
+        b"X-Fairlead-Client: a\r\nContent-Type: a\r\nTE: a\r\nUpgrade: a\r\nIf-Match: a\r\nSet-Cookie: a\r\n"
+    )
+    found = feed_all(ChunkedReader(trailers=True), [b"0\r\n" + meant + b"X-Checksum: 1\r\n\r\n"])
+    assert found == (b"0\r\nX-Checksum: 1\r\n\r\n", b"")
+    for name in (b"Content-Length", b"Transfer-Encoding", b"Host", b"Connection", b"content_length"):
+        for reader in (ChunkedReader(), ChunkedReader(trailers=True), ChunkedReader(decode=True)):
+            assert isinstance(reader.feed(b"0\r\n" + name + b": 1\r\n\r\n"), Reject)
+
+
+def test_chunk_extensions_are_bounded_in_sum() -> None:
+    reader = ChunkedReader()
+    found = [reader.feed(b"1;" + b"x" * 250 + b"\r\na\r\n") for _ in range(70)]
+    assert not isinstance(found[0], Reject)
+    refused = next(each for each in found if isinstance(each, Reject))
+    assert refused.reason is Reason.HTTP_BODY_MALFORMED
