@@ -11,7 +11,7 @@ def test_sessions_are_counted_by_listener_and_shown_up_to_a_bound() -> None:
     raw = table.open("r0", "raw", "tcp", "192.0.2.2", 6)
     assert table.counts() == {("web",): SHOWN_MAX + 5, ("raw",): 1}
     assert len(table.rows()) == SHOWN_MAX
-    assert table.rows()[0]["peer"] == "192.0.2.1"
+    assert table.rows()[0].peer == "192.0.2.1"
     for session in [*web, raw, raw]:
         table.close(session)
     assert table.counts() == {("web",): 0, ("raw",): 0}
