@@ -1,0 +1,1 @@
+"""What is measured over time, and what follows from it: samples, objectives, alerts."""
