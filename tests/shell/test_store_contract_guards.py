@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import trio
 from tests.support.store_contract import STORES, T0, ContractStore, Open, new
@@ -121,3 +123,60 @@ async def test_a_table_that_was_truncated_is_empty(store: ContractStore) -> None
     await reserve(store, nonce("a"))
     await store.sql("TRUNCATE replay_guards")
     assert await held(store) == 0
+
+
+async def test_ten_thousand_nonces_at_once_are_taken_once_each_within_the_bound(store: ContractStore) -> None:
+    """Every fourth is somebody's a second time, and there is room for a third. Whoever finds none is refused; nothing
+    is forgotten for it."""
+    outcomes: Counter[Reason | None] = Counter()
+    taken: Counter[str] = Counter()
+
+    async def take(name: str, by: str) -> None:
+        outcome = await reserve(store, nonce(name, by, nonces_max=3_000))
+        outcomes[outcome] += 1
+        taken[name] += outcome is None
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10_000):
+            nursery.start_soon(take, str(number - number % 4 if number % 4 == 3 else number), f"job {number}")
+    assert max(taken.values()) == 1
+    assert outcomes[None] == await held(store) == 3_000
+    assert set(outcomes) == {None, Reason.SECURITY_REPLAY_DETECTED, Reason.SECURITY_REPLAY_GUARD_UNAVAILABLE}
+    assert outcomes.total() == 10_000
+
+
+async def test_who_asks_together_is_answered_each_for_its_own(store: ContractStore) -> None:
+    """While one is under way the others gather: new ones, one that is known, and two of the same nonce."""
+    await store.reserve_nonce(nonce("old"), T0)
+    outcomes: dict[str, Reason | None] = {}
+
+    async def take(name: str, by: str) -> None:
+        outcomes[by] = await reserve(store, nonce(name, by))
+
+    async with trio.open_nursery() as nursery:
+        for by, name in {"1": "a", "2": "b", "3": "old", "4": "c"}.items():
+            nursery.start_soon(take, name, by)
+        for by in ("5", "6"):
+            nursery.start_soon(take, "d", by)
+    both = {outcomes.pop("5"), outcomes.pop("6")}
+    assert both == {None, Reason.SECURITY_REPLAY_DETECTED}
+    assert outcomes == {"1": None, "2": None, "3": Reason.SECURITY_REPLAY_DETECTED, "4": None}
+    assert await held(store) == 5
+
+
+async def test_whoever_gives_up_waiting_leaves_the_others_their_answers(store: ContractStore) -> None:
+    answered: list[Reason | None] = []
+
+    async def take(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            answered.append(await reserve(store, nonce(name)))
+
+    scopes = [trio.CancelScope() for _ in range(20)]
+    async with trio.open_nursery() as nursery:
+        for number, scope in enumerate(scopes):
+            nursery.start_soon(take, str(number), scope)
+        await trio.sleep(0)
+        for scope in scopes[::2]:
+            scope.cancel()
+    assert answered.count(None) >= 10
+    assert await reserve(store, nonce("after")) is None

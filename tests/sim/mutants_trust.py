@@ -21,9 +21,9 @@ MUTANTS: Final = (
         "A run is handed out whatever somebody wrote into its row.",
         f"{STORE}sealed_runs.py",
         """\
-    return seals.holds(RUN_KIND, row[_AT["seal"]], *_run_fields(row)) and seals.holds(""",
+    return seals.holds_plain(RUN_KIND, row[_SEAL_AT], _run_fields(row)) and seals.holds_plain(""",
         """\
-    return seals.holds(""",
+    return seals.holds_plain(""",
         (
             f"{TEST_SEALED}::test_a_run_that_somebody_changed_is_never_handed_out[sqlite inline-tenant = 'rich']",
         ),
@@ -33,10 +33,10 @@ MUTANTS: Final = (
         "A legitimate change of how a run stands makes good what somebody had changed by hand.",
         f"{STORE}sealed_runs.py",
         """\
-*(row[name] for name in DELIVERY_COLUMNS)):
+_delivery_fields_by_name(row)):
         return b\"\"""",
         """\
-*(row[name] for name in DELIVERY_COLUMNS)):
+_delivery_fields_by_name(row)):
         pass""",
         (f"{TEST_SEALED}::test_what_is_legitimate_makes_nothing_good[sqlite inline-refused]",),
     ),

@@ -47,7 +47,8 @@ class RefusedIsNothing(Oracle):
     def at_rest(self) -> None:
         made: dict[str, list[str]] = {}
         for run in self.record.runs.values():
-            if not run.parent_id and not run.retry_of:
+            # What somebody changed is not what was submitted, and not found where that is said again.
+            if not run.parent_id and not run.retry_of and run.run_id not in self.record.forged:
                 made.setdefault(run.token, []).append(run.run_id)
         # A proxy that slept while it was told finds it afterwards, when another one has long refused it.
         late = len(self.setup.options.proxy_names) > 1 and self.setup.has(*self.SLEEPS)
@@ -166,7 +167,10 @@ class OneEffect(Oracle):
 
 class Fenced(Oracle):
     name = "nothing from a fenced attempt"
-    guards = "A lease and a fence for every delivery. A cancelled run is CANCELLED at once while it waits."
+    guards = (
+        "A lease and a fence for every delivery. A cancelled run is CANCELLED at once while it waits; one that waits"
+        " again may be called late, if idempotent."
+    )
 
     def on_effect(self, execution: Execution, run: RunView | None) -> None:
         if run is None:
@@ -182,7 +186,7 @@ class Fenced(Oracle):
             return
         if execution.fence > run.fence:
             self.violated(f"{run.run_id} is executed under fence {execution.fence}, durable is {run.fence}")
-        again = run.effect == "idempotent" and execution.fence < run.fence  # an old delivery that came late
+        again = run.effect == "idempotent" and self._is_late(execution, run)
         if run.ended and not again and run.status != "FAILED":
             self.violated(f"{run.run_id} is {run.status}, and is executed on {execution.process}")
         if run.status == "CANCELLED" and not run.fence:
@@ -191,6 +195,14 @@ class Fenced(Oracle):
             self.violated(
                 f"{run.run_id} waits, and is executed on {execution.process} under {execution.fence}"
             )
+
+    def _is_late(self, execution: Execution, run: RunView) -> bool:
+        """Whether it was delivered under a lease that has run out since, or that its proxy gave up: it may be on its
+        way for as long as that proxy sleeps, and nobody can call it back."""
+        if execution.fence < run.fence:
+            return True
+        given_up = "SELECT 1 FROM attempts WHERE run_id = ? AND fence = ? AND outcome = 'abandoned'"
+        return bool(self.cluster.query(run.store, given_up, run.run_id, execution.fence))
 
     def at_rest(self) -> None:
         """What counts came from the node that held the run."""

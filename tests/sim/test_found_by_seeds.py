@@ -118,3 +118,25 @@ def test_a_caller_is_told_that_its_run_was_cancelled_as_the_store_says() -> None
         await first.wait(60)
 
     simulate(make_node, scenario, concurrent_max=1)
+
+
+def test_a_run_that_a_claim_found_forged_is_told_and_counted_though_the_store_goes_away_then() -> None:
+    """Not only with the next sweep, which needs the store: its caller waits."""
+
+    async def scenario(cluster: SimCluster) -> None:
+        store = cluster.store
+        assert store is not None
+        await cluster.ops("POST", "/api/nodes/node-1/pause")
+        run = await cluster.submit("t:step", target="node-1")
+        cluster.write_by_hand("database", "UPDATE runs SET deadline_at_ms = deadline_at_ms + 1")
+        cluster.on_run.append(lambda _, row: store.down() if row.status == "FAILED" else None)
+        await cluster.ops("POST", "/api/nodes/node-1/resume")
+        with pytest.raises(RunFailed) as failed:
+            await run.wait(5)
+        assert (failed.value.reason, store.unavailable) == (Reason.SECURITY_SEAL_INVALID, True)
+        life = cluster.processes["proxy-1"].life
+        assert life is not None
+        ended = 'fairlead_runs_ended_total{status="FAILED",reason="security_seal_invalid"} 1'
+        assert ended in life.observer.metrics.exposition()
+
+    simulate(make_node, scenario, shared_store=True)

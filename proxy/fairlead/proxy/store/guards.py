@@ -8,8 +8,8 @@ refused by its rate is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.store.audit import audit
@@ -18,6 +18,7 @@ from fairlead.proxy.store.records import AuditEvent, NonceReservation
 from fairlead.runtime.gcra import Cell, Limit, decide
 
 EXPIRED_ROOM: Final = 1_000  # expired nonces that one reservation clears away where the table is full
+ROWS_MAX: Final = 256  # of one statement
 IDLE_RATE_MS: Final = 86_400_000  # how long a rate that nobody uses stays to be looked at
 
 
@@ -41,6 +42,69 @@ def reserve(db: Db, asked: NonceReservation, now_ms: int) -> Refused | None:
         return None
     detail = f"{asked.nonces_max} nonces are remembered, and none is forgotten before its time"
     return Refused(Reason.SECURITY_REPLAY_GUARD_UNAVAILABLE, detail, retry_after_s=5)
+
+
+def reserve_many(db: Db, asked: Sequence[tuple[NonceReservation, int]]) -> list[Refused | None]:
+    """The same for many, each with its moment: what is new in one statement, what is known in another. A nonce that
+    two of them ask for is the first one's."""
+    if len(asked) == 1:
+        return [reserve(db, *asked[0])]
+    known: dict[str, str] = {}  # key -> for which job
+    for start in range(0, len(asked), ROWS_MAX):
+        new: dict[str, tuple[NonceReservation, int]] = {}
+        for each, now_ms in asked[start : start + ROWS_MAX]:
+            if each.key not in known:
+                new.setdefault(each.key, (each, now_ms))
+        # Taken first and looked up after, for that is how it is where all is as it should be.
+        known |= _take_many(db, list(new.values())[: _room(db, new.values())])
+        known |= _known(db, [key for key in new if key not in known])
+    outcomes: list[Refused | None] = []
+    full: Refused | None = None
+    for each, now_ms in asked:
+        by = known.get(each.key)
+        if by is not None:
+            outcomes.append(None if by == each.by else _replayed())
+            continue
+        outcome = full or reserve(db, each, now_ms)
+        if outcome is not None and outcome.reason is Reason.SECURITY_REPLAY_GUARD_UNAVAILABLE:
+            full = outcome  # and for those that follow: nothing makes room meanwhile
+        elif outcome is None:
+            known[each.key] = each.by
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _room(db: Db, asked: Iterable[tuple[NonceReservation, int]]) -> int:
+    (held,) = db.execute("SELECT COALESCE(sum(nonces), 0) FROM replay_guard_totals").fetchone()
+    return max(0, min((each.nonces_max for each, _ in asked), default=0) - int(held))
+
+
+def _take_many(db: Db, asked: Sequence[tuple[NonceReservation, int]]) -> dict[str, str]:
+    """Those that nobody had used; what another proxy reserves at this moment stays that one's."""
+    if not asked:
+        return {}
+    values: list[Any] = []
+    for each, now_ms in asked:
+        values += (each.key, now_ms, each.expires_at_ms, each.by)
+    taken = db.execute(
+        f"INSERT INTO replay_guards (key, created_at_ms, expires_at, reserved_by) VALUES {_marks(len(asked), 4)}"
+        " ON CONFLICT (key) DO NOTHING RETURNING key, reserved_by",
+        values,
+    )
+    return dict(taken.fetchall())
+
+
+def _known(db: Db, keys: Sequence[str]) -> dict[str, str]:
+    if not keys:
+        return {}
+    found = db.execute(
+        f"SELECT key, reserved_by FROM replay_guards WHERE key IN {_marks(1, len(keys))}", keys
+    )
+    return dict(found.fetchall())
+
+
+def _marks(rows: int, columns: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
 def _take(db: Db, asked: NonceReservation, now_ms: int) -> bool:

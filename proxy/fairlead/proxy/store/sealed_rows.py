@@ -66,4 +66,8 @@ APPROVAL_VOTES: Final = SealedRows(
     "approval_votes", "approval_vote", ("approval_id", "principal", "decision", "at_ms", "why", "plan_hash"),
     key_columns=2,
 )  # fmt: skip
-ROWS: Final = (DESCRIPTORS, REPLAY_BUDGETS, REPLAY_RUNS, REPLAY_REQUESTS, APPROVALS, APPROVAL_VOTES)
+# One that is gone is told of; one that somebody wrote by hand silences nothing.
+ALERT_SILENCES: Final = SealedRows(
+    "alert_silences", "alert_silence", ("rule", "until_ms", "owner", "why", "created_at_ms")
+)
+ROWS: Final = (DESCRIPTORS, REPLAY_BUDGETS, REPLAY_RUNS, REPLAY_REQUESTS, APPROVALS, APPROVAL_VOTES, ALERT_SILENCES)

@@ -40,6 +40,8 @@ _AT: Final = {name: index for index, name in enumerate((*_ATTEMPT, *_MORE))}
 _run_fields: Final = itemgetter(*(_AT[name] for name in RUN_COLUMNS))
 _delivery_fields: Final = itemgetter(*(_AT[name] for name in DELIVERY_COLUMNS))
 _run_fields_by_name: Final = itemgetter(*RUN_COLUMNS)
+_delivery_fields_by_name: Final = itemgetter(*DELIVERY_COLUMNS)
+_SEAL_AT, _DELIVERY_SEAL_AT = _AT["seal"], _AT["delivery_seal"]
 DETAIL: Final = "the stored run is not as it was accepted: somebody wrote to the database"
 AUDITED_MAX: Final = 20  # of one transaction; many forged runs are one event, not a flood of them
 
@@ -51,29 +53,29 @@ def seals_of(seals: Seals, run: NewRun, status: RunStatus) -> tuple[bytes, bytes
     """Both seals of a run that is about to be stored."""
     given = run.assignment
     return (
-        seals.seal(
-            RUN_KIND, run.run_id, run.root_id or run.run_id, run.retry_of, run.parent_id, run.tenant, run.command,
+        seals.seal_plain(RUN_KIND, (
+            run.run_id, run.root_id or run.run_id, run.retry_of, run.parent_id, run.tenant, run.command,
             run.effect, run.args_json, run.target, run.identity_json, run.correlation_id, run.idempotency_key,
             run.ordering_key, run.priority, run.callback_url, run.accepted_at_ms, run.not_before_ms,
             run.deadline_at_ms, run.timeout_ms, run.attempts_max, run.approval_id,
-        ),
-        seals.seal(
-            DELIVERY_KIND, run.run_id, status.value, 1 if given else 0, given.node_id if given else "",
+        )),
+        seals.seal_plain(DELIVERY_KIND, (
+            run.run_id, status.value, 1 if given else 0, given.node_id if given else "",
             given.incarnation if given else "", run.target_node,
-        ),
+        )),
     )  # fmt: skip
 
 
 def run_seal(seals: Seals, row: Mapping[str, Any]) -> bytes:
     """The seal over what a run executes, where the one before was verified: its time begins with its approval."""
-    return seals.seal(RUN_KIND, *_run_fields_by_name(row))
+    return seals.seal_plain(RUN_KIND, _run_fields_by_name(row))
 
 
 def delivery_seal(
     seals: Seals, run_id: str, status: str, fence: int, node_id: str, incarnation: str, target_node: str
 ) -> bytes:
     """The seal over how a run stands, where the one before was verified."""
-    return seals.seal(DELIVERY_KIND, run_id, status, fence, node_id, incarnation, target_node)
+    return seals.seal_plain(DELIVERY_KIND, (run_id, status, fence, node_id, incarnation, target_node))
 
 
 def moved(
@@ -88,7 +90,7 @@ def moved(
 ) -> bytes:
     """The seal over how a run stands from now on; no seal where the one that is there (`DELIVERY_COLUMNS` and
     `delivery_seal` of the row) does not hold, so that whoever hands it out finds that."""
-    if not seals.holds(DELIVERY_KIND, row["delivery_seal"], *(row[name] for name in DELIVERY_COLUMNS)):
+    if not seals.holds_plain(DELIVERY_KIND, row["delivery_seal"], _delivery_fields_by_name(row)):
         return b""
     return delivery_seal(
         seals, row["run_id"], status.value, row["fence"] if fence is None else fence, node_id, incarnation,
@@ -101,20 +103,20 @@ def moved(
 
 def holds(seals: Seals, row: Sequence[Any]) -> bool:
     """Whether a row (`HANDED_COLUMNS`) is as it was accepted, and stands as a proxy left it."""
-    return seals.holds(RUN_KIND, row[_AT["seal"]], *_run_fields(row)) and seals.holds(
-        DELIVERY_KIND, row[_AT["delivery_seal"]], *_delivery_fields(row)
+    return seals.holds_plain(RUN_KIND, row[_SEAL_AT], _run_fields(row)) and seals.holds_plain(
+        DELIVERY_KIND, row[_DELIVERY_SEAL_AT], _delivery_fields(row)
     )
 
 
 def row_holds(seals: Seals, row: Mapping[str, Any]) -> bool:
     """The same of a row by name (`RUN_COLUMNS`, `DELIVERY_COLUMNS`, both seals), which may have ended: then it stands
     as it stood when it did."""
-    if not seals.holds(RUN_KIND, row["seal"], *_run_fields_by_name(row)):
+    if not seals.holds_plain(RUN_KIND, row["seal"], _run_fields_by_name(row)):
         return False
     stood = [row[name] for name in DELIVERY_COLUMNS]
     for status in (row["status"],) if row["status"] in OPEN else OPEN:
         stood[1] = status
-        if seals.holds(DELIVERY_KIND, row["delivery_seal"], *stood):
+        if seals.holds_plain(DELIVERY_KIND, row["delivery_seal"], stood):
             return True
     return False
 
