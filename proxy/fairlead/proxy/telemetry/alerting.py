@@ -18,6 +18,7 @@ from typing import Final
 from fairlead.proxy.telemetry.burn_rates import Severity
 
 SILENCE_MAX_MS: Final = 30 * 86_400_000
+AFTERMATH_MAX_MS: Final = 1_800_000
 
 
 class Phase(enum.StrEnum):
@@ -126,7 +127,7 @@ def judge(
             state = replace(state, phase=Phase.FIRING, since_ms=now_ms, told_at_ms=None)
         return _tell(rule, state, now_ms, is_muted)
     if state.phase is not Phase.FIRING:
-        return AlertState(value=value), None
+        return AlertState(since_ms=state.since_ms if state.phase is Phase.INACTIVE else 0, value=value), None
     false_since_ms = now_ms if state.false_since_ms is None else state.false_since_ms
     if now_ms - false_since_ms < rule.keep_firing_ms:
         return replace(state, value=value, false_since_ms=false_since_ms), None
@@ -161,8 +162,17 @@ def is_muted(
     if any(silence.covers(rule.name, now_ms) for silence in silences):
         return True
     return any(
-        name != rule.name and states.get(name, _QUIET).phase is Phase.FIRING for name in rule.inhibited_by
+        name != rule.name and _mutes(states.get(name, _QUIET), rule, now_ms) for name in rule.inhibited_by
     )
+
+
+def _mutes(other: AlertState, rule: Rule, now_ms: int) -> bool:
+    """While the other fires; and after its end for as long as this one still sees, in its longer window, what the
+    other was told of."""
+    if other.phase is Phase.FIRING:
+        return True
+    ended_ms = other.since_ms if other.phase is Phase.INACTIVE else 0
+    return ended_ms > 0 and now_ms - ended_ms < min(rule.window_ms, AFTERMATH_MAX_MS)
 
 
 _QUIET: Final = AlertState()
