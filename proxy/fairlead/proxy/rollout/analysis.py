@@ -42,7 +42,10 @@ class Terms:
     failure_rate_max: float | None = 0.05
     worse_by_max: float | None = 0.02  # than the control's failure rate
     p95_ms_max: float | None = None
-    p95_factor_max: float | None = 1.5  # of the control's p95
+    p95_factor_max: float | None = 1.5  # of the control's p95, where that is
+    p95_worse_by_ms_min: float = (
+        20.0  # ... so much more at least: of a few milliseconds, a factor says nothing
+    )
     samples_min: int = 50
     alpha: float = 0.01  # the chance of stopping what is good, over the whole rollout
 
@@ -94,6 +97,7 @@ def _slow(canary: Arm, control: Arm, terms: Terms) -> str | None:
         and control.p95_ms is not None
         and control.total >= terms.samples_min
         and canary.p95_ms > terms.p95_factor_max * control.p95_ms
+        and canary.p95_ms - control.p95_ms >= terms.p95_worse_by_ms_min
     ):
         return f"p95 is {canary.p95_ms:.0f} ms against {control.p95_ms:.0f} ms beside it"
     return None

@@ -6,10 +6,13 @@ and the dispatcher. Pure but for being the one place that holds the current stat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fairlead.proxy.rollout.dispatch_rollout import Decision, DispatchRollout, RolloutMode, subject_of
+from fairlead.proxy.store.rollout_records import DISPATCH_ROLLOUT, ControlOverride, SteeringStore
 
 DECISION_HEADER: Final = "x-rollout-decision"
 
@@ -19,8 +22,43 @@ class RolloutControls:
 
     def __init__(self, configured: DispatchRollout, *, explains: bool = False) -> None:
         """`explains`: whether answers carry `x-rollout-decision` (debug)."""
-        self.configured = self.current = configured
+        self.configured = configured
+        self.overridden: DispatchRollout | None = None
+        self.stated: ControlOverride | None = None  # who said so, when and why
+        self.staged_percent: float | None = None  # of a rollout from observing to enforcing that is under way
         self.explains = explains
+        self.current = configured
+
+    def configure(self, configured: DispatchRollout) -> None:
+        """The configuration was read again. What an operator said at run time goes on being what holds."""
+        self.configured = configured
+        self._join()
+
+    def override(self, stated: ControlOverride | None) -> None:
+        """What an operator said at run time. Of what cannot be believed, the strictest counts: enforced for all, and
+        disabled where the configuration says so."""
+        self.stated = stated
+        self.overridden = None
+        if stated is not None and not stated.holds:
+            disabled = self.configured.mode is RolloutMode.DISABLED
+            self.overridden = DispatchRollout(RolloutMode.DISABLED if disabled else RolloutMode.CANARY)
+        elif stated is not None:
+            self.overridden = decoded(stated.value_json)
+        self._join()
+
+    def stage(self, percent: float | None) -> None:
+        """The share that a rollout of the hardening is at; None: there is none."""
+        self.staged_percent = percent
+        self._join()
+
+    async def refresh(self, store: SteeringStore) -> None:
+        """What the store says. Raises what it raises."""
+        self.override(await store.control_override(DISPATCH_ROLLOUT))
+
+    def _join(self) -> None:
+        self.current = self.overridden or self.configured
+        if self.staged_percent is not None and self.current.mode is RolloutMode.CANARY:
+            self.current = replace(self.current, percent=self.staged_percent)
 
     @property
     def softens(self) -> bool:
@@ -55,4 +93,33 @@ class RolloutControls:
                 "denylist": sorted(rollout.denylist),
             }
 
-        return {"current": shown(self.current), "configured": shown(self.configured)}
+        stated = self.stated
+        return {
+            "current": shown(self.current), "configured": shown(self.configured),
+            "overridden": None if self.overridden is None else shown(self.overridden),
+            "said": None if stated is None else {
+                "by": stated.changed_by, "at_ms": stated.changed_at_ms, "why": stated.why, "holds": stated.holds,
+            },
+            "staged_percent": self.staged_percent,
+        }  # fmt: skip
+
+
+def encoded(rollout: DispatchRollout) -> str:
+    """How an override is stored."""
+    return json.dumps({
+        "mode": rollout.mode.value, "percent": rollout.percent, "allowlist": sorted(rollout.allowlist),
+        "denylist": sorted(rollout.denylist),
+    })  # fmt: skip
+
+
+def decoded(value_json: str) -> DispatchRollout | None:
+    """None: an operator took it back."""
+    found = json.loads(value_json)
+    if found is None:
+        return None
+    return DispatchRollout(
+        RolloutMode(found["mode"]),
+        found["percent"],
+        frozenset(found["allowlist"]),
+        frozenset(found["denylist"]),
+    )
