@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import client_link, dispatch, guards, registry, seals, traffic
+from bench import client_link, client_traffic, dispatch, guards, registry, seals, traffic
 from bench.fleet import machine
 from bench.peers import measuring as peers
 
@@ -18,13 +18,16 @@ PARTS = {
     "guards": guards.measure,
     "seals": seals.measure,
     "peers": peers.measure,
-    "http": traffic.http,
-    "tcp": traffic.tcp,
+    "http": client_traffic.http,
+    "tcp": client_traffic.tcp,
+    "cores": client_traffic.cores,
+    "idle": client_traffic.idle,
     "registry_2": lambda: registry.measure(2),
     "registry_100": lambda: registry.measure(100),
     "registry_1000": lambda: registry.measure(1_000),
-    "memory": traffic.memory,
 }
+# Not in the table: what one runs again and again while working on something.
+QUICK = {"http_quick": traffic.http}
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
     print(results["machine"])
     for name in wanted:
         print(f"\nmeasuring {name} ...", file=sys.stderr, flush=True)
-        results[name] = PARTS[name]()
+        results[name] = (PARTS | QUICK)[name]()
         show(name, results[name])
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)

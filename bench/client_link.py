@@ -139,6 +139,8 @@ async def stream(client: Client, seconds: float, make: Callable[[int], Submit]) 
             runs = await client.submit_many([make(number + index) for index in range(count)])
             assert all(isinstance(run, Run) for run in runs), runs
             number += count
+        if not under_way:
+            nursery.cancel_scope.cancel()  # nothing more will end
     results.close()
     return done
 

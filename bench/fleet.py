@@ -28,9 +28,14 @@ class Fleet:
     """One proxy, some nodes, one sample backend for clients."""
 
     def __init__(
-        self, nodes: int = 1, upstream: tuple[str, int] | None = None, folder: str | None = None
+        self,
+        nodes: int = 1,
+        upstream: tuple[str, int] | None = None,
+        folder: str | None = None,
+        workers: int = 0,
     ) -> None:
         """`folder`: where the data lives (a file system in memory shows what fsync costs); else a temporary one."""
+        self.workers = workers
         self.folder = Path(tempfile.mkdtemp(prefix="fairlead-bench-", dir=folder))
         self.ports = {name: free_port() for name in ("http", "tcp", "control", "ops", "app", "game")}
         if upstream:
@@ -52,7 +57,11 @@ class Fleet:
                 environ.update(DEMO_HTTP_PORT=str(self.ports["app"]), DEMO_GAME_PORT=str(self.ports["game"]))
             arguments = ["node", "--config", str(path), "--handlers", "fairlead.backend.demo:node"]
             self._start(node, arguments, environ)
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,6 +113,7 @@ class Fleet:
         return f"""
 schema_version = 1
 environment = "development"
+edge = {{ workers = {self.workers} }}
 [[listeners]]
 name = "http"
 kind = "http"

@@ -1,19 +1,18 @@
-"""Client traffic: HTTP through the proxy beside the same app direct and a peer; the TCP relay; idle memory."""
+"""A quick look at HTTP through the proxy beside the same app direct and one peer; `client_traffic` has the table."""
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from typing import Any
 
 from bench.fleet import Fleet, cpu_s, free_port
+from bench.peer_environments import ensure
 
 REQUEST = (
     b"GET /hello?page=2 HTTP/1.1\r\nHost: bench.example\r\nUser-Agent: bench\r\nAccept: */*\r\n"
@@ -24,9 +23,9 @@ ROUNDS = 3
 
 
 @contextmanager
-def program(*arguments: str, port: int):
+def program(*arguments: str, port: int, python: str = sys.executable):
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [python, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         wait_port(port)
@@ -77,7 +76,11 @@ def http(seconds: float = 3.0) -> dict[str, Any]:
     peer = free_port()
     with (
         program("bench.upstream", "http", str(upstream), port=upstream),
-        program("bench.aiohttp_proxy", str(peer), str(upstream), port=peer) as other,
+        program(
+            *("bench.aiohttp_proxy", str(peer), str(upstream)),
+            port=peer,
+            python=str(ensure("aiohttp") / "python"),
+        ) as other,
         Fleet(nodes=1, upstream=("127.0.0.1", upstream)) as fleet,
     ):
         rows: dict[str, list[tuple[float, float]]] = {"direct": [], "fairlead": [], "aiohttp": []}
@@ -104,83 +107,3 @@ def http(seconds: float = 3.0) -> dict[str, Any]:
         assert theirs
         found["cpu_ratio_fairlead_to_aiohttp"] = round(ours / theirs, 2)  # type: ignore[assignment]
         return found
-
-
-def tcp(megabytes: int = 1500, seconds: float = 3.0) -> dict[str, Any]:
-    sink, echo = free_port(), free_port()
-    found: dict[str, Any] = {}
-    with program("bench.upstream", "sink", str(sink), port=sink):
-        fleet = Fleet(nodes=1)
-        fleet.ports["game"] = sink
-        fleet._external = True
-        with fleet:
-            direct = bulk(sink, megabytes)
-            before = fleet.cpu_s("proxy")
-            relayed = bulk(fleet.ports["tcp"], megabytes)
-            used = fleet.cpu_s("proxy") - before
-            found["direct_mb_per_s"] = round(direct)
-            found["relay_mb_per_s"] = round(relayed)
-            found["proxy_cpu_s_per_gb"] = round(used / megabytes * 1000, 2)
-    with program("bench.upstream", "echo", str(echo), port=echo):
-        fleet = Fleet(nodes=1)
-        fleet.ports["game"] = echo
-        fleet._external = True
-        with fleet:
-            found["direct_connections_per_s"] = round(connections(echo, seconds))
-            found["relay_connections_per_s"] = round(connections(fleet.ports["tcp"], seconds))
-    return found
-
-
-def bulk(port: int, megabytes: int) -> float:
-    block = os.urandom(1 << 20)
-    sock = socket.create_connection(("127.0.0.1", port))
-    began = time.perf_counter()
-    for _ in range(megabytes):
-        sock.sendall(block)
-    sock.shutdown(socket.SHUT_WR)
-    total = int(sock.makefile("rb").readline())
-    took = time.perf_counter() - began
-    assert total == megabytes << 20, "bytes were lost"
-    sock.close()
-    return total / took / 1e6
-
-
-def connections(port: int, seconds: float) -> float:
-    counts = [0] * 8
-    deadline = time.monotonic() + seconds
-
-    def work(index: int) -> None:
-        while time.monotonic() < deadline:
-            sock = socket.create_connection(("127.0.0.1", port))
-            sock.sendall(b"x")
-            assert sock.recv(1) == b"x"
-            sock.close()
-            counts[index] += 1
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(counts))]
-    began = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.monotonic() - began)
-
-
-def memory(count: int = 2_000) -> dict[str, Any]:
-    """Resident memory of the proxy per client that is connected and idle."""
-    found: dict[str, Any] = {"clients": count}
-    for kind in ("tcp", "http"):
-        with Fleet(nodes=1) as fleet:  # a fresh one each: freed memory would flatter the second
-            port = fleet.ports[kind]
-            before = fleet.resident_bytes("proxy")
-            socks = []
-            for _ in range(count):
-                sock = socket.create_connection(("127.0.0.1", port))
-                if kind == "http":
-                    sock.sendall(b"GET /whoami HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert sock.recv(4096)
-                socks.append(sock)
-            found[f"idle_{kind}_kb"] = round((fleet.resident_bytes("proxy") - before) / count / 1024, 1)
-            for sock in socks:
-                sock.close()
-    return found
