@@ -41,7 +41,7 @@ fix: $(STAMP)
 	@$(BIN)/ruff format .
 
 test: check tools
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP) tools
 	@$(BIN)/python -m bench

@@ -37,17 +37,49 @@ PROXY_ALLOWED = {
     "control": {"store"},  # only the store's interface
     "dispatch": {"store", "control"},  # links and node records, handed in by app
     "guard": {"store"},
-    "ops": {"store", "control", "dispatch", "edge", "config", "guard"},
+    "ops": {"store", "control", "dispatch", "edge", "config", "guard", "rollout", "telemetry"},
+    "reloading": {"config"},
     "rollout": {"store"},
+    "telemetry": {"store"},
+    "telemetry_assembly": {"config", "control", "dispatch", "store", "telemetry"},
     "siblings": {"store", "control", "dispatch"},
     "audit_trail": {"store"},
     "secret_reload": {"audit_trail", "store", "control", "dispatch", "ops", "guard"},
-    "config": {"config_edge", "config_sections"},
+    "config": {
+        "config_edge",
+        "config_game",
+        "config_rollout",
+        "config_routes",
+        "config_sections",
+        "config_tls",
+    },
+    "config_rollout": set(),
+    "config_game": {"config_edge"},
+    "config_tls": {"config_edge"},
     "config_edge": set(),
-    "config_sections": set(),
-    "edge_assembly": {"config", "edge"},
+    "config_routes": {"config_edge"},
+    "config_sections": {"config_rollout"},
+    "dispatch_assembly": {"config", "control", "dispatch"},
+    "edge_assembly": {"config", "config_edge", "edge"},
+    "edge_crew": {"config", "control", "edge"},
+    "steering": {"config", "control", "dispatch", "edge", "rollout", "store"},
+    "transfer_desk": {"control", "edge", "store"},
+    "own_commands": {"dispatch", "transfer_desk"},
+    "client_traffic": {
+        "config",
+        "control",
+        "dispatch",
+        "edge",
+        "dispatch_assembly",
+        "edge_assembly",
+        "own_commands",
+        "store",
+        "transfer_desk",
+    },
     "assembly": {
+        "dispatch_assembly",
         "audit_trail",
+        "client_traffic",
         "secret_reload",
         "store",
         "edge",
@@ -56,11 +88,16 @@ PROXY_ALLOWED = {
         "ops",
         "config",
         "siblings",
+        "steering",
         "guard",
         "rollout",
+        "reloading",
+        "telemetry",
+        "telemetry_assembly",
     },
     "app": {
         "audit_trail",
+        "client_traffic",
         "secret_reload",
         "store",
         "edge",
@@ -69,19 +106,28 @@ PROXY_ALLOWED = {
         "ops",
         "config",
         "assembly",
+        "dispatch_assembly",
         "edge_assembly",
+        "edge_crew",
         "siblings",
         "guard",
         "rollout",
+        "reloading",
+        "telemetry",
+        "telemetry_assembly",
     },
 }
 # What others may know of the store: what it does, the values that cross its border, and the pure rules of approvals.
-STORE_BORDER = {"interface", "records", "approval_records", "approval_rules"}
+STORE_BORDER = {
+    "interface", "records", "approval_records", "approval_rules", "rollout_records", "telemetry_records",
+}  # fmt: skip
 # Files that compute: no waiting, no clock, no randomness, no files, no sockets.
 PURE = [
     *(f"protocol/fairlead/protocol/{path.name}" for path in PACKAGES["protocol"].glob("*.py")),
     "backend/fairlead/backend/batches.py",
+    "backend/fairlead/backend/console_line.py",
     "backend/fairlead/backend/decisions.py",
+    "backend/fairlead/backend/gate/settings.py",
     "backend/fairlead/backend/mirror.py",
     "client/fairlead/client/book.py",
     "backend/fairlead/backend/retention.py",
@@ -89,6 +135,7 @@ PURE = [
     "proxy/fairlead/proxy/control/admission.py",
     "proxy/fairlead/proxy/control/nodes.py",
     "proxy/fairlead/proxy/control/registry.py",
+    "proxy/fairlead/proxy/control/reports.py",
     "proxy/fairlead/proxy/control/settings.py",
     "proxy/fairlead/proxy/control/sync.py",
     "proxy/fairlead/proxy/dispatch/approvals.py",
@@ -103,10 +150,55 @@ PURE = [
     "proxy/fairlead/proxy/edge/admission.py",
     "proxy/fairlead/proxy/edge/arrival.py",
     "proxy/fairlead/proxy/edge/body.py",
+    "proxy/fairlead/proxy/edge/client_hello.py",
+    "proxy/fairlead/proxy/edge/pins.py",
     "proxy/fairlead/proxy/edge/forward_headers.py",
+    "proxy/fairlead/proxy/edge/asked.py",
+    "proxy/fairlead/proxy/edge/health.py",
+    "proxy/fairlead/proxy/edge/node_drains.py",
+    "proxy/fairlead/proxy/edge/pace.py",
+    "proxy/fairlead/proxy/edge/paths.py",
+    "proxy/fairlead/proxy/edge/retry_budget.py",
+    "proxy/fairlead/proxy/edge/routes.py",
+    "proxy/fairlead/proxy/edge/minecraft/address.py",
+    "proxy/fairlead/proxy/edge/minecraft/host_token.py",
+    "proxy/fairlead/proxy/edge/minecraft/legacy.py",
+    "proxy/fairlead/proxy/edge/minecraft/opening.py",
+    "proxy/fairlead/proxy/edge/minecraft/packets.py",
+    "proxy/fairlead/proxy/edge/minecraft/players.py",
+    "proxy/fairlead/proxy/edge/minecraft/remembered.py",
+    "proxy/fairlead/proxy/edge/minecraft/status.py",
+    "proxy/fairlead/proxy/edge/minecraft/turning_away.py",
+    "proxy/fairlead/proxy/edge/minecraft/waiting_room.py",
+    "proxy/fairlead/proxy/edge/minecraft/words.py",
     "proxy/fairlead/proxy/edge/routing.py",
+    "proxy/fairlead/proxy/edge/sticky.py",
+    "proxy/fairlead/proxy/edge/strategies.py",
+    "proxy/fairlead/proxy/rollout/kill_switch.py",
+    "proxy/fairlead/proxy/rollout/record.py",
+    "proxy/fairlead/proxy/rollout/plan.py",
     "proxy/fairlead/proxy/edge/settings.py",
+    "proxy/fairlead/proxy/edge/trace.py",
+    "proxy/fairlead/proxy/edge/transfer_token.py",
+    "proxy/fairlead/proxy/edge/transfers.py",
+    "proxy/fairlead/proxy/edge/upgrade.py",
+    "proxy/fairlead/proxy/edge/workers/bootstrap.py",
+    "proxy/fairlead/proxy/edge/workers/config_codec.py",
+    "proxy/fairlead/proxy/edge/workers/distribution.py",
+    "proxy/fairlead/proxy/edge/workers/said.py",
+    "proxy/fairlead/proxy/edge/workers/tally.py",
+    "proxy/fairlead/proxy/reloading.py",
+    "proxy/fairlead/proxy/rollout/analysis.py",
     "proxy/fairlead/proxy/rollout/dispatch_rollout.py",
+    "proxy/fairlead/proxy/rollout/progress.py",
+    "proxy/fairlead/proxy/rollout/sequential.py",
+    "proxy/fairlead/proxy/telemetry/alerting.py",
+    "proxy/fairlead/proxy/telemetry/alert_rules.py",
+    "proxy/fairlead/proxy/telemetry/burn_rates.py",
+    "proxy/fairlead/proxy/telemetry/readings.py",
+    "proxy/fairlead/proxy/telemetry/samples.py",
+    "proxy/fairlead/proxy/telemetry/slo.py",
+    "proxy/fairlead/proxy/telemetry/telling.py",
     "proxy/fairlead/proxy/guard/modes.py",
     "proxy/fairlead/proxy/guard/nonces.py",
     "proxy/fairlead/proxy/guard/rates.py",
@@ -117,6 +209,7 @@ PURE = [
     "proxy/fairlead/proxy/guard/operator_keys.py",
     "proxy/fairlead/proxy/guard/tokens.py",
     "proxy/fairlead/proxy/guard/rotation.py",
+    "proxy/fairlead/proxy/ops/replay_answers.py",
     "proxy/fairlead/proxy/ops/answers.py",
     "proxy/fairlead/proxy/ops/contract.py",
     "proxy/fairlead/proxy/ops/endpoints.py",
@@ -126,6 +219,12 @@ PURE = [
     "proxy/fairlead/proxy/store/approval_rules.py",
     "proxy/fairlead/proxy/store/postgres/placeholders.py",
     "proxy/fairlead/proxy/store/seals.py",
+    "runtime/fairlead/cli/doctor/compare.py",
+    "runtime/fairlead/cli/doctor/finding.py",
+    "runtime/fairlead/cli/doctor/running.py",
+    "runtime/fairlead/cli/drill/plan.py",
+    "runtime/fairlead/cli/incident_checklist.py",
+    "runtime/fairlead/cli/leaks.py",
     "runtime/fairlead/cli/toml_lines.py",
     "runtime/fairlead/runtime/addresses.py",
     "runtime/fairlead/runtime/request_signing.py",
@@ -136,6 +235,7 @@ PURE = [
     "runtime/fairlead/runtime/http/framing.py",
     "runtime/fairlead/runtime/http/head.py",
     "runtime/fairlead/runtime/http/message.py",
+    "runtime/fairlead/runtime/metric_changes.py",
     "runtime/fairlead/runtime/posting.py",
     "runtime/fairlead/runtime/signing.py",
     "runtime/fairlead/runtime/strict_json.py",
@@ -152,9 +252,12 @@ WORLD_ONLY = {
 }  # fmt: skip
 WORLD_FILES = {
     "runtime/fairlead/runtime/world.py",
+    "runtime/fairlead/runtime/child.py",  # a process and the sockets to it; never simulated
     "runtime/fairlead/runtime/handover.py",  # sockets between two processes of one machine; never simulated
     "proxy/fairlead/proxy/store/postgres/connection.py",  # libpq's sockets and their deadlines; never simulated
 }
+# Who starts processes: the seam's programs and the edge's workers. (And the command line, which does not serve.)
+STARTING_FILES = {"runtime/fairlead/runtime/program.py", "runtime/fairlead/runtime/child.py"}
 BANNED_NAMES = {"utils", "helpers", "helper", "manager", "impl", "common", "base", "misc"}
 
 
@@ -270,6 +373,19 @@ def test_the_world_is_reached_only_through_the_seam() -> None:
                     assert module not in ("random", "secrets", "uuid"), f"{name(path)}:{node.lineno}"
 
 
+def test_processes_are_started_through_the_seam() -> None:
+    for path in every_source():
+        if name(path) in STARTING_FILES or name(path).startswith("runtime/fairlead/cli/"):
+            continue
+        for module, line, _ in imports(path):
+            assert module != "subprocess", f"{name(path)}:{line}: World.run_program starts programs"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("open_process", "run_process", "Popen", "fork"), (
+                    f"{name(path)}:{node.lineno}"
+                )
+
+
 def test_every_module_says_what_it_owns() -> None:
     for path in every_source():
         text = ast.get_docstring(ast.parse(path.read_text()))
@@ -279,7 +395,9 @@ def test_every_module_says_what_it_owns() -> None:
 
 def test_every_reason_is_given_somewhere() -> None:
     """A code that nothing refuses with would promise operators what cannot happen."""
-    text = "".join(path.read_text() for path in every_source() if path.name != "reasons.py")
+    text = "".join(
+        path.read_text() for path in every_source() if path.name not in ("reasons.py", "reason_codes.py")
+    )
     for reason in Reason:
         assert f"Reason.{reason.name}" in text or reason is Reason.UNKNOWN_REASON, reason
 

@@ -6,12 +6,15 @@ import argparse
 import ast
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.sim.oracles import ORACLES
+from tests.support.tools import tool
 
+from fairlead.cli import alert_rules
 from fairlead.cli.main import make_parser
 from fairlead.cli.reasons_page import markdown
 from fairlead.protocol import limits
@@ -24,6 +27,19 @@ def test_the_page_of_reasons_is_generated_from_the_table() -> None:
     assert (ROOT / "docs/reasons.md").read_text() == markdown(), (
         "run: .venv/bin/fairlead check reason-codes --markdown > docs/reasons.md"
     )
+
+
+def test_the_page_and_the_rules_of_alerts_are_generated_from_the_table() -> None:
+    again = "run: .venv/bin/fairlead check alert-rules --prometheus --markdown"
+    assert (ROOT / alert_rules.PAGE).read_text() == alert_rules.markdown(), again
+    assert (ROOT / alert_rules.PROMETHEUS).read_text() == alert_rules.prometheus(), again
+
+
+def test_prometheus_takes_the_rules_of_the_alerts() -> None:
+    rules = str(ROOT / alert_rules.PROMETHEUS)
+    done = subprocess.run([str(tool("promtool")), "check", "rules", rules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "SUCCESS" in done.stdout
 
 
 def test_every_link_and_path_in_the_documents_exists() -> None:
@@ -81,7 +97,10 @@ DOCUMENTS = (
     "SECURITY.md",
     "docs/api.md",
     "docs/operations.md",
+    "docs/alerts.md",
     "docs/callbacks.md",
+    "docs/release.md",
+    "docs/runbook.md",
     "CHANGELOG.md",
 )
 

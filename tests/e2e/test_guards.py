@@ -162,6 +162,42 @@ def test_a_store_that_is_gone_closes_the_guard_and_leaves_people_their_eyes(
         refused(fleet.ops("POST", "/api/nodes/lobby-1/resync"), Reason.STORE_UNAVAILABLE)
 
 
+AT_ONCE = {
+    "reliability": {"dlq_replay_min_age_ms": 0, "dlq_replay_worker_enabled": True},
+    "retry": {"max_attempts": 1},
+}
+
+
+def test_the_drill_of_runbook_001_with_nothing_but_a_signature(tmp_path: Path) -> None:
+    """A bad one is 401, a good one 200, on the replay itself. It replays what it submitted, and nobody else's; with
+    force nothing; and where the configuration takes replay from it, it is 403."""
+    target = "/api/ops/reliability/dlq/replay"
+
+    def call(path: str, asked: dict[str, Any], **headers: str) -> Answer:
+        body = json.dumps(asked).encode()
+        return http_call(fleet.ops_port, "POST", path, body, {**signed(next(_nonces), body, path), **headers})
+
+    def failed(**headers: str) -> str:
+        asked = {"command": "demo:fail", "args": {"transient": True, "message": "on purpose"}}
+        run = call(DISPATCH, asked, prefer="wait=10", **headers).json()
+        assert run["status"] == "FAILED", run
+        return f"dlq-{run['run_id']}"
+
+    drill = {"company_id": "default", "max": 25, "dry_run": True}
+    with closing(strict(tmp_path, proxy=AT_ONCE).start()) as fleet:
+        assert call(target, drill, **{"x-transbot-signature": "v1=" + "0" * 64}).status == 401
+        assert call(target, drill).status == 200
+        own, others = failed(), failed(**{"x-ops-key": key_of(fleet)})
+        assert call(target, drill).json()["matched"] == 1
+        refused(call(target, {"id": others}), Reason.DLQ_RECORD_UNKNOWN)
+        refused(call(target, {"id": own, "force": True}), Reason.DLQ_FORCE_FORBIDDEN)
+        assert call(target, {"id": own}).status == 202
+        refused(call("/api/nodes/lobby-1/pause", {}), Reason.SCOPE_MISSING)
+    narrow = {"dispatch": {"hmac_scopes": ["dispatch", "read"]}}
+    with closing(strict(tmp_path / "narrow", proxy=narrow).start()) as fleet:
+        refused(call(target, drill), Reason.SCOPE_MISSING)
+
+
 NONCES = 10_000
 SENDERS = 8
 

@@ -94,7 +94,7 @@ def test_handlers_are_found_in_the_folder_one_is_in(tmp_path: Path) -> None:
         assert "Traceback" not in out
 
 
-DEMO_PORTS = (8080, 8081, 8082, 9100, 9201, 9202, 25565, 25566, 25567, 25570)
+DEMO_PORTS = (8080, 8081, 8082, 8083, 8084, 9100, 9201, 9202, *range(25565, 25571))
 
 
 def free_offset() -> int:

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.ctl import cli
 from tests.support.processes import PROXY, Answer, Fleet, http_call, metric_in, run_cli, until
 from tests.support.raw_peer import dial, node_key
+from tests.support.tools import tool
 
 from fairlead.protocol.keys import Role
 from fairlead.protocol.reasons import TRAITS, Reason, traits
@@ -91,9 +91,7 @@ def test_metrics_are_what_prometheus_reads(fleet: Fleet, process: str) -> None:
 
 
 def test_metrics_pass_promtool(fleet: Fleet) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
+    promtool = tool("promtool")
     for process in (PROXY, "lobby-1"):
         checked = subprocess.run(
             [promtool, "check", "metrics"], input=fleet.exposition(process), capture_output=True, text=True,
@@ -385,12 +383,12 @@ def test_ctl_as_a_process_of_its_own(fleet: Fleet) -> None:
 # -- the README
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_lines_of_the_readme_work_as_printed(fleet: Fleet) -> None:
     text = README.read_text().replace("\\\n", " ")
     commands = [line.strip() for line in text.splitlines() if line.startswith("    curl ")]
     assert len(commands) >= 3, "the README shows how to ask"
-    environ = {"PATH": os.environ["PATH"], "FAIRLEAD_OPS_KEY": fleet.ops_key, "HOME": str(fleet.folder)}
+    path = f"{tool('curl').parent}:{os.environ['PATH']}"
+    environ = {"PATH": path, "FAIRLEAD_OPS_KEY": fleet.ops_key, "HOME": str(fleet.folder)}
     for command in commands:
         bare = command.partition("  #")[0]
         here = bare.replace(":8080", f":{fleet.http}").replace(":9100", f":{fleet.ops_port}")

@@ -24,8 +24,12 @@ from tests.support.provocations import (
     OF_APPROVALS,
     OF_CALLERS,
     OF_CLIENTS,
+    OF_GAMES,
     OF_GUARDS,
+    OF_ROUTING,
     OF_RUNS,
+    OF_TLS,
+    OF_TRANSFERS,
     Provocations,
     refused,
 )
@@ -431,6 +435,21 @@ def test_a_planned_end_is_no_refusal(fleet: Fleet) -> None:
     assert fleet.node_state(one.us)["last_end"]["reason"] == "LINK_CLOSED"
     assert fleet.rejects(Reason.LINK_CLOSED) == 0
     until(lambda: f" link_closed node={one.us} " in fleet.processes[PROXY].log(), "a log line")
+
+
+def test_flags_and_rollouts_that_are_not_there_or_in_each_others_way(fleet: Fleet) -> None:
+    with provokes(fleet, Reason.FLAG_UNKNOWN):
+        refused(fleet.ops("DELETE", "/api/flags/nobodys"), Reason.FLAG_UNKNOWN)
+    with provokes(fleet, Reason.ROLLOUT_UNKNOWN):
+        refused(fleet.ops("POST", "/api/rollouts/none/promote", {}), Reason.ROLLOUT_UNKNOWN)
+    plan = {
+        "name": "t", "kind": "command", "command": "t:one", "candidate": "t:two", "gates": [],
+        "steps": [{"percent": 100}],
+    }  # fmt: skip
+    begun = fleet.ops("POST", "/api/rollouts", plan).json()["id"]
+    with provokes(fleet, Reason.ROLLOUT_CONFLICT):
+        refused(fleet.ops("POST", "/api/rollouts", plan), Reason.ROLLOUT_CONFLICT)
+    assert fleet.ops("POST", f"/api/rollouts/{begun}/abort", {}).json()["state"] == "rolled_back"
 
 
 def test_a_peer_cannot_make_the_proxy_count_what_did_not_happen(fleet: Fleet) -> None:
@@ -898,6 +917,7 @@ def test_a_full_outbox(strict: Fleet) -> None:
     strict.serves()
 
 
+UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
 CHUNKED_1001 = (
     b"POST /silent HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n"
     + bytes(1_001)
@@ -922,6 +942,14 @@ HEADS: list[tuple[Reason, bytes]] = [
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
     ),
     (Reason.HTTP_FRAMING_AMBIGUOUS, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc"),
+    (Reason.HTTP_TARGET_TOO_LONG, b"GET /" + b"y" * 3_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (
+        Reason.HTTP_LOOP,
+        b"OPTIONS / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + b"Via: 1.1 fairlead\r\n" * 5 + b"\r\n",
+    ),
+    (Reason.HTTP_MISDIRECTED, b"GET https://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+    (Reason.HTTP_UPGRADE_INVALID, UPGRADE + b"Sec-WebSocket-Version: 13\r\n\r\n"),
+    (Reason.HTTP_UPGRADE_VERSION_UNSUPPORTED, UPGRADE + b"Sec-WebSocket-Version: 8\r\n\r\n"),
     (Reason.HTTP_VERSION_UNSUPPORTED, b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
     (Reason.HTTP_METHOD_UNSUPPORTED, b"TRACE / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
     (Reason.HTTP_METHOD_UNSUPPORTED, b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n"),
@@ -1067,7 +1095,8 @@ def test_an_answer_that_would_be_too_large_is_not_sent(stopped: Fleet) -> None:
             one.say(m.Announce((*bad, *(canonical_item(each).canonical for each in good))))
         one.say(BEAT)
         one.expect(m.HeartbeatAck)
-    assert len(stopped.ops("GET", "/api/commands").json()["commands"]) == len(good)
+    offered = [each["name"] for each in stopped.ops("GET", "/api/commands").json()["commands"]]
+    assert sum(name.startswith("raw:") for name in offered) == len(good)
 
 
 def test_a_backend_that_cannot_be_reached_and_a_full_router(stopped: Fleet) -> None:
@@ -1402,6 +1431,10 @@ def test_every_reason_that_a_socket_can_provoke_was_provoked(request: pytest.Fix
         - OF_CALLERS
         - OF_CLIENTS
         - OF_GUARDS
+        - OF_GAMES
+        - OF_ROUTING
+        - OF_TLS
+        - OF_TRANSFERS
         - set(ELSEWHERE)
     )
     missing = sorted(each.value for each in wanted - _provoked)

@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.processes import Fleet
+from tests.support.config_text import to_toml
+from tests.support.processes import Fleet, free_port
 from tests.support.provocations import OF_CLIENTS, Provocations, refused
 from tests.support.raw_peer import dial
 
@@ -88,6 +89,33 @@ def test_dispatch_that_is_disabled_for_everybody(disabled: Fleet) -> None:
             disabled.ops("POST", "/api/dispatch", {"command": "demo:echo"}), Reason.DISPATCH_DISABLED
         )
     assert "retry-after" in answer.headers
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fleet, int]]:
+    """A proxy behind a load balancer at 127.0.77.1, and the port where it is expected."""
+    made, port = Fleet(tmp_path_factory.mktemp("balanced"), nodes=("lobby-1",)), free_port()
+    path = made.folder / "proxy.toml"
+    forwarded = {"name": "lb", "kind": "tcp", "port": port, "proxy_protocol_from": ["127.0.77.1/32"]}
+    path.write_text(path.read_text() + "\n" + to_toml({"listeners": [forwarded]}))
+    with closing(made.start()):
+        yield made, port
+
+
+def test_a_load_balancer_that_does_not_say_for_whom_it_speaks(balanced: tuple[Fleet, int]) -> None:
+    fleet, port = balanced
+    with provokes(fleet, Reason.PROXY_HEADER_MALFORMED), dial(port, "127.0.77.1") as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(100)
+
+
+def test_somebody_else_who_says_for_whom_they_speak(balanced: tuple[Fleet, int]) -> None:
+    fleet, port = balanced
+    with provokes(fleet, Reason.PROXY_HEADER_UNTRUSTED), dial(port, "127.0.0.1") as sock:
+        sock.sendall(b"PROXY TCP4 127.0.66.6 192.0.2.1 4000 80\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(100)
 
 
 def test_every_reason_of_clients_was_provoked(request: pytest.FixtureRequest) -> None:

@@ -58,13 +58,16 @@ class KeyFolder:
 
 
 def fleet_of(folder: Path) -> tuple[Fleet, KeyFolder, dict[str, str]]:
-    """A fleet whose secrets are all in files, and those secrets."""
+    """A fleet whose secrets are all in files, and those secrets. Clients come through gates, and each request over a
+    connection of its own, so that proofs of proxy are rotated with the rest."""
     keys = KeyFolder(folder / "keys")
     held = {name: secrets.token_hex(32) for name in ("proxy", "hmac", "jwt")}
     named = {name: keys.put(name, secret) for name, secret in held.items()}
     fleet = Fleet(
         folder,
+        gated=True,
         proxy={
+            "limits": {"upstream_idle_max": 0},
             "security": {"proxy_secret_file": named["proxy"]},
             "dispatch": {"hmac_secret_file": named["hmac"]},
             "jwt": {
@@ -302,6 +305,8 @@ def under_load(tmp_path: Path) -> Iterator[tuple[Fleet, KeyFolder, Load]]:
         finally:
             load.stop()
         load.judge()
+        refused = {node: fleet.rejects(Reason.PROXY_TOKEN_REJECTED, node) for node in fleet.nodes}
+        assert not any(refused.values()), refused
 
 
 def test_the_proxy_secret_is_rotated_under_load_and_a_revoked_node_enrolls_again(tmp_path: Path) -> None:

@@ -410,7 +410,10 @@ def _rcon(data: bytes) -> None:
     except RconFailed:
         return
     if found is not None:
-        hold(encode_rcon(found[0])[:-2] + data[len(data) - len(found[1]) - 2 :] == data, "a packet is another one")
+        hold(
+            encode_rcon(found[0])[:-2] + data[len(data) - len(found[1]) - 2 :] == data,
+            "a packet is another one",
+        )
 
 
 TARGETS: dict[str, Target] = {

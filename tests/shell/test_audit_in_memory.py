@@ -172,6 +172,22 @@ async def test_a_flood_of_denials_is_a_row_a_minute_that_counts_the_others(
     assert [each["detail"]["left_out"] for each in await events(cluster, "denied")] == [0, 49]
 
 
+async def test_what_is_denied_of_a_batch_is_in_the_trail_item_by_item(
+    autojump_clock: MockClock, cluster: Cluster
+) -> None:
+    _, made = await cluster.ask("POST", "/api/operator-keys", {"role": "operator", "tenant": "acme"})
+    key = made["key"]
+    body = {"items": [
+        {"command": "t:step", "args": {"name": "a"}}, {"command": "t:step", "args": {"name": "b"}, "tenant": "other"},
+        {"command": "t:unknown"},
+    ]}  # fmt: skip
+    status, answer = await cluster.ask("POST", "/api/dispatch/batch", body, key=key)
+    assert (status, [each["status"] for each in answer["items"][1:]]) == (202, ["REFUSED", "REFUSED"])
+    await trio.sleep(1)
+    (row,) = await events(cluster, "denied")
+    assert (row["result"], row["detail"]["endpoint"]) == ("security_tenant_mismatch", "dispatch_batch")
+
+
 async def test_an_export_is_verified_elsewhere(autojump_clock: MockClock, cluster: Cluster) -> None:
     for _ in range(3):
         await cluster.ask("POST", "/api/nodes/alpha/drain")

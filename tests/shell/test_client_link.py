@@ -5,9 +5,11 @@ The product's own composition roots and the client library run unchanged, as in 
 
 from __future__ import annotations
 
+import json
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +491,26 @@ async def test_a_command_that_asks_for_a_permission_is_for_applications_that_hav
             assert caught.value.reason is Reason.PERMISSION_DENIED
             assert await kicker.call("t:kick", {}) == "kicked"
         assert await shop.call("t:echo", {"value": 1}) == 1
+
+
+async def test_a_denial_on_a_link_is_in_the_audit_trail_and_a_plain_refusal_is_not(
+    autojump_clock: MockClock, cluster: Cluster
+) -> None:
+    """One row a minute for each reason and application, however often."""
+    async with cluster.client() as shop:
+        for command in ("t:kick", "t:kick", "t:unknown"):
+            with pytest.raises(Refused):
+                await shop.submit(command, {})
+    await trio.sleep(1)
+    cluster.scopes["proxy"].cancel()
+    await trio.sleep(5)
+    with closing(sqlite3.connect(cluster.folder / "fairlead.db")) as db:
+        rows = db.execute(
+            "SELECT principal, result, address, detail_json FROM audit_logs WHERE action = 'denied'"
+        ).fetchall()
+    ((principal, result, address, detail),) = rows
+    assert (principal, result, address.partition(":")[0]) == ("client:shop", "PERMISSION_DENIED", "127.0.0.1")
+    assert json.loads(detail)["endpoint"] == "client_link"
 
 
 async def test_another_tenants_run_is_neither_told_nor_replaced(

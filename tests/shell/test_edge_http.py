@@ -258,6 +258,19 @@ async def test_nobody_listens_is_502_and_the_next_candidate_is_tried() -> None:
         assert h.rejects == {}
 
 
+async def test_a_refused_head_request_has_no_body_that_the_next_answer_would_begin_with() -> None:
+    async with running_edge(None) as h:
+        client = await h.connect()
+        await client.send(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
+        head = await client.read_head()
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert b"content-length: 0" not in head.lower()  # of what a GET would be told
+        await client.send(b"GET / HTTP/1.1\r\n\r\n")  # what cannot be read is told why, whatever came before
+        head = await client.read_head()
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(await client.read_to_end())["status"] == 400
+
+
 async def test_no_backend_at_all_is_503_with_retry_after() -> None:
     async with running_edge() as h:
         answer = await (await h.connect()).get()

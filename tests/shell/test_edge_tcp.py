@@ -22,6 +22,8 @@ async def test_bytes_are_relayed_with_half_close_and_counted() -> None:
         assert await client.read_exactly(5) == b"hello"
         row = h.edge.status()["sessions"][0]
         assert (row["backend"], row["state"], row["bytes_in"], row["bytes_out"]) == ("b0", "PLAYING", 5, 5)
+        text = h.observer.metrics.exposition()
+        assert 'fairlead_edge_bytes_total{listener="front",direction="in"} 5' in text, "counted as it moves"
         await client.stream.send_eof()
         assert await client.read_to_end() == b" bye"
         await h.until_sessions(0)

@@ -115,9 +115,7 @@ def test_the_exit_status_and_the_report(tmp_path: Path, capsys: pytest.CaptureFi
         return status, capsys.readouterr().out
 
     status, text = check()
-    assert (status, f"ok     schema     schema {NEWEST}, this version needs {NEWEST}" in text) == (0, True), (
-        text
-    )
+    assert (status, f"ok     schema  schema {NEWEST}, this version needs {NEWEST}" in text) == (0, True), text
     report: Any = json.loads(check("--json")[1])
     assert (report["check"], report["passed"], report["store"]) == ("schema-preflight", True, "sqlite")
     assert [each["check"] for each in report["findings"]] == ["connect", "journal", "schema"]

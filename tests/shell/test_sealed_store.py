@@ -47,6 +47,7 @@ from fairlead.proxy.store.records import (
     RetryGrant,
 )
 from fairlead.proxy.store.resealing import KINDS
+from fairlead.proxy.store.rollout_records import Flag
 from fairlead.proxy.store.seals import Seals
 
 INVALID = Reason.SECURITY_SEAL_INVALID.value
@@ -371,7 +372,7 @@ async def decided(open_store: Open) -> ContractStore:
     await store.raise_key_epoch(1, "n2", T0, "me", audit_event("d"))
     await store.save_agent_control(AgentControl("t", True, False, T0, "me"), audit_event("e"))
     await store.save_agent_control(AgentControl("u", False, False, T0, "me"), audit_event("f"))
-    await store.save_flag("new.thing", False, 100, "me", audit_event("g"))
+    await store.put_flag(Flag("new.thing", False, 100, "me"), audit_event("g"))
     return store
 
 
@@ -433,13 +434,13 @@ async def test_an_older_row_that_somebody_put_back_is_not_believed(
     await store.save_node_override(NodeOverride("n1", False, False, T0, "me"), audit_event("a"))
     await store.raise_key_epoch(1, "n1", T0, "me", audit_event("b"))
     await store.save_agent_control(AgentControl("t", False, False, T0, "me"), audit_event("c"))
-    await store.save_flag("new.thing", True, 100, "me", audit_event("d"))
+    await store.put_flag(Flag("new.thing", True, 100, "me"), audit_event("d"))
     store = await edit(store, f"CREATE TABLE older AS SELECT * FROM {table}" if not store.shared else
                        f"CREATE TABLE older AS TABLE {table}")  # fmt: skip
     await store.save_node_override(NodeOverride("n1", True, False, T0 + 1, "me"), audit_event("e"))
     await store.raise_key_epoch(1, "n1", T0 + 1, "me", audit_event("f"))
     await store.save_agent_control(AgentControl("t", True, False, T0 + 1, "me"), audit_event("g"))
-    await store.save_flag("new.thing", False, 100, "me", audit_event("h", T0 + 1))
+    await store.put_flag(Flag("new.thing", False, 100, "me"), audit_event("h", T0 + 1))
     store = await edit(
         store, f"DELETE FROM {table} WHERE {TABLES[table]}",
         f"INSERT INTO {table} SELECT * FROM older WHERE {TABLES[table]}", "DROP TABLE older",
@@ -589,7 +590,7 @@ async def test_after_a_lost_secret_nothing_moves_until_an_operator_vouches(
     assert [await status(store, each) for each in ("waits", "held")] == ["PENDING", "RUNNING"]
     assert set(await store.check_seals()) == {
         "node_override", "key_epoch", "agent_control", "feature_flag", "operator_key", "descriptor",
-        "replay_budget", "replay_run", "replay_request", "run",
+        "replay_budget", "replay_run", "replay_request", "run", "feature_flag_tenant", "control_override", "rollout",
     }  # fmt: skip
     adopted = await store.adopt_seals(KINDS, T0, audit_event("seals_adopted", why="restored"))
     assert (adopted["run"], adopted["key_epoch"]) == (4, 2)

@@ -30,6 +30,7 @@ from fairlead.protocol.reasons import Reason
 from fairlead.proxy.store.records import (
     Accepted,
     KeyReused,
+    Measured,
     Report,
     RetryGrant,
     RunIdTaken,
@@ -237,7 +238,7 @@ async def test_no_run_is_claimed_twice(store: ContractStore) -> None:
 async def test_a_result_ends_the_run_and_its_value_is_kept(store: ContractStore) -> None:
     await store.accept([new(assignment=pinned())])
     assert await settle(store, done()) == Settled(
-        "r1", Verdict.SETTLED, RunStatus.COMPLETED, accepted_at_ms=T0
+        "r1", Verdict.SETTLED, RunStatus.COMPLETED, accepted_at_ms=T0, measured=Measured("t", "a:once", T0)
     )
     found = await shown(store)
     assert (found["status"], found["result"], found["reason"], found["finished_at_ms"]) == (

@@ -29,6 +29,7 @@ from fairlead.proxy.store.records import (
     CancelOutcome,
     DeadLetterFilter,
     Ended,
+    Measured,
     RetryGrant,
     RunFilter,
     RunStatus,
@@ -45,10 +46,15 @@ async def test_a_parent_ends_with_its_last_child(store: ContractStore) -> None:
     (two,) = await claim(store, "n2")
     assert (one.run_id, two.run_id) == ("p-n1", "p-n2")
     first = await settle(store, done("p-n1"))
-    assert first == Settled("p-n1", Verdict.SETTLED, RunStatus.COMPLETED, "p", None, T0)
+    assert first.measured == Measured("t", "a:once", T0)
+    assert first == Settled(
+        "p-n1", Verdict.SETTLED, RunStatus.COMPLETED, "p", None, T0, measured=first.measured
+    )
     assert await status(store, "p") == "RUNNING"
     last = await settle(store, done("p-n2", node="n2"))
-    assert last == Settled("p-n2", Verdict.SETTLED, RunStatus.COMPLETED, "p", RunStatus.COMPLETED, T0)
+    assert last == Settled(
+        "p-n2", Verdict.SETTLED, RunStatus.COMPLETED, "p", RunStatus.COMPLETED, T0, measured=last.measured
+    )
     found = await shown(store, "p")
     assert found["result"] == {"targets": 2, "failed": 0}
     assert [(each["node"], each["status"], each["result"]) for each in found["children"]] == [
@@ -63,7 +69,9 @@ async def test_a_parent_fails_where_a_child_did_not_complete(store: ContractStor
     await settle(store, done("p-n1"))
     await settle(store, failed("p-n2", node="n2"))
     (ended,) = await swept(store, DEADLINE, 0)
-    assert ended == Ended("p-n3", RunStatus.EXPIRED, Reason.DEADLINE_EXCEEDED, "", "p", RunStatus.FAILED)
+    assert ended == Ended(
+        "p-n3", RunStatus.EXPIRED, Reason.DEADLINE_EXCEEDED, "", "p", RunStatus.FAILED, ended.measured
+    )
     found = await shown(store, "p")
     assert (found["status"], found["reason"]) == ("FAILED", "CHILD_FAILED")
     assert found["result"] == {"targets": 3, "failed": 2}

@@ -27,6 +27,7 @@ from fairlead.protocol.reasons import Reason
 from fairlead.proxy.store import leases
 from fairlead.proxy.store.records import (
     Ended,
+    Measured,
     RunStatus,
     Verdict,
 )
@@ -40,7 +41,7 @@ async def test_what_was_never_delivered_expires(store: ContractStore) -> None:
     await store.accept([new(deadline_at_ms=T0 + 10), new("r2")])
     assert await swept(store, T0 + 9, 0) == []
     assert await swept(store, T0 + 10, 0) == [
-        Ended("r1", RunStatus.EXPIRED, Reason.DEADLINE_EXCEEDED, "")
+        Ended("r1", RunStatus.EXPIRED, Reason.DEADLINE_EXCEEDED, "", measured=Measured("t", "a:once", T0))
     ]  # fmt: skip
     assert await swept(store, T0 + 10, 0) == []
     assert await events(store) == ["accepted", "expired"]
@@ -70,7 +71,9 @@ async def test_what_was_delivered_fails_at_its_deadline_after_a_grace(
     await store.accept([new(command=command, assignment=assignment, deadline_at_ms=T0 + 10)])
     assert await swept(store, T0 + 10, 1_000) == []
     assert await swept(store, T0 + 1_009, 1_000) == []
-    assert await swept(store, T0 + 1_010, 1_000) == [Ended("r1", RunStatus.FAILED, reason, "n1")]
+    assert await swept(store, T0 + 1_010, 1_000) == [
+        Ended("r1", RunStatus.FAILED, reason, "n1", measured=Measured("t", command, T0))
+    ]
     assert await events(store) == ["accepted", "delivered", "attempt abandoned", "failed"]
 
 
@@ -151,8 +154,8 @@ async def test_what_an_earlier_incarnation_was_given_is_unknown_or_free(store: C
                         new("r3", "a:idem", assignment=pinned()), new("r4", "a:once", assignment=pinned("n2")),
                         new("r5", "a:once", assignment=pinned(incarnation="i2"))])  # fmt: skip
     assert await store.forsake("n1", "i2", T0 + 50) == [
-        Ended("r1", RunStatus.FAILED, Reason.OUTCOME_UNKNOWN, "n1"),
-        Ended("r2", RunStatus.FAILED, Reason.OUTCOME_UNKNOWN, "n1"),
+        Ended("r1", RunStatus.FAILED, Reason.OUTCOME_UNKNOWN, "n1", measured=Measured("t", "a:once", T0)),
+        Ended("r2", RunStatus.FAILED, Reason.OUTCOME_UNKNOWN, "n1", measured=Measured("t", "a:tx", T0)),
         Ended("r3", RunStatus.PENDING, None, "n1"),
     ]
     assert await store.forsake("n1", "i2", T0 + 60) == []

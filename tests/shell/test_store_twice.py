@@ -200,7 +200,7 @@ async def test_a_nonce_is_not_taken_for_its_own_replay(store: ContractStore) -> 
     await store.accept([new("r1")], nonce, T0)
     assert same(store) == [Accepted("r1", RunStatus.PENDING)]
     await store.reserve_nonce(NonceReservation("key:n2", "job-2", T0 + 600_000, 10), T0)
-    assert same(store) is None
+    assert same(store) == [None]
     assert await store.sql("SELECT key FROM replay_guards ORDER BY key") == [("key:n1",), ("key:n2",)]
     assert await store.sql("SELECT sum(nonces) FROM replay_guard_totals") == [(2,)]
 

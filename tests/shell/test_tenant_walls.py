@@ -43,6 +43,7 @@ from fairlead.proxy.store.postgres.connection import Access, Bounds, open_connec
 from fairlead.proxy.store.postgres.migrate import TABLE, migrate, preflight, unwalled
 from fairlead.proxy.store.records import AgentControl, DeadLetterFilter, RunFilter
 from fairlead.proxy.store.sql import SqlStore
+from fairlead.proxy.store.telemetry_records import SampleRow
 
 TENANTS = ("t1", "t2")
 OWN_TENANT = ("tenant", "company_id")
@@ -59,7 +60,9 @@ INSERT INTO approvals (id, kind, subject_id, tenant, plan_hash, requested_by, re
 INSERT INTO approval_votes (approval_id, principal, decision, plan_hash, at_ms)
     VALUES ('{0}-approval', 'you', 'approve', 'plan', 1);
 INSERT INTO operator_keys (id, hash, role, tenant, created_at_ms, created_by)
-    VALUES ('{0}-key', '{0}', 'viewer', '{0}', 1, 'me')
+    VALUES ('{0}-key', '{0}', 'viewer', '{0}', 1, 'me');
+INSERT INTO feature_flag_tenants (key, company_id, enabled, changed_at_ms, changed_by)
+    VALUES ('some.flag', '{0}', true, 1, 'me')
 """
 
 
@@ -84,6 +87,7 @@ async def fill(store: ContractStore) -> None:
         await store.save_agent_control(
             AgentControl(tenant, True, False, T0, "me"), audit_event("agents_changed", tenant=tenant)
         )
+        await store.save_samples([SampleRow(0, 60_000, "p", "runs", "a:once", tenant, "", 1, 0)])
         await store.receive_callback_event(f"{tenant}-event", b"h", f"{tenant}-run", T0, T0 + 10**9)
         for statement in BY_HAND.format(tenant).split(";"):
             await store.sql(statement)

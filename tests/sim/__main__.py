@@ -20,12 +20,14 @@ from tests.sim.oracles import ORACLES
 from tests.sim.seeds import Outcome, many, plan_text, run_seed, shorten
 from tests.sim.speed import measure
 from tests.sim.workload import PLOTS, STEPS, TRUST, draw_setup
+from tests.sim.workload_clients import CLIENT_PLOTS, CLIENT_STEPS
 
 from fairlead.testing.faults import KINDS
 
 ROOT: Final = Path(__file__).parents[2]
 KNOWN: Final = Path(__file__).with_name("seeds.txt")
 PAGE: Final = ROOT / "docs/simulation.md"
+KINDS_OF_STEPS: Final = (STEPS, PLOTS, TRUST, CLIENT_STEPS, CLIENT_PLOTS)
 PROGRESS_EVERY: Final = 100  # seeds
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -72,7 +74,7 @@ class Sum:
             ("runs", f"{self.runs:,}"),
             ("calls of handlers", f"{self.calls:,}"),
             ("oracles", f"{len(ORACLES)}"),
-            ("kinds of steps, of faults", f"{len(STEPS) + len(PLOTS) + len(TRUST)}, {len(KINDS)}"),
+            ("kinds of steps, of faults", f"{sum(map(len, KINDS_OF_STEPS))}, {len(KINDS)}"),
             ("seeds with a violation", f"{len(self.failed)}"),
             ("mutants, of the last `python -m tests.sim.mutate --sim --write`", summary()),
         )

@@ -10,12 +10,14 @@ import json
 from typing import Any, Final
 
 import trio
+from tests.sim.clients import Clients
 from tests.sim.oracles_trust import action_of
 from tests.sim.plots import Plots
 from tests.sim.record import Record, Told
 from tests.sim.recorder import Recorder
 from tests.sim.trust import Trust
 from tests.sim.workload import PLOTS, TRUST, Arguments, Step
+from tests.sim.workload_clients import CLIENT_PLOTS, CLIENT_STEPS
 
 from fairlead.client import RunFailed
 from fairlead.client.book import Submit
@@ -44,6 +46,7 @@ class Actions:
         self._replays = 0
         self._busy: set[str] = set()
         self.plots, self.trust = Plots(self), Trust(self)
+        self.clients = None if record.clients is None else Clients(self, record.clients)
 
     async def perform(self, step: Step, number: int) -> None:
         """Do it. What cannot be reached is no failure."""
@@ -54,6 +57,9 @@ class Actions:
             try:
                 if step.kind in PLOTS:
                     await self.plots.perform(getattr(self.plots, step.kind), args)
+                elif step.kind in CLIENT_STEPS or step.kind in CLIENT_PLOTS:
+                    if self.clients is not None:
+                        await self.clients.perform(step.kind, args)
                 else:
                     by = self.trust if step.kind in TRUST else self
                     await getattr(by, step.kind)(args)
@@ -164,8 +170,8 @@ class Actions:
                 if not args["again"] or answered > 1:
                     break
             elif status != 503:
-                if not runs:
-                    self.record.was_refused(token, str(answer))
+                if not runs:  # said again after no answer: another proxy may be at the first one still
+                    self.record.was_refused(token, f"{'again: ' if number else ''}{answer}")
                 break
             elif not args["keyed"]:
                 break

@@ -158,6 +158,12 @@ def _node(get_record: Callable[[], Record | None], name: str, life: int, version
             return value_of(execution, mode)
 
     record_now = get_record()
+    if record_now is not None and record_now.setup.has_clients:
+
+        @node.on_refer
+        async def refer(referral: Any) -> None:
+            await record_now.refers(name, referral)
+
     if record_now is not None and record_now.setup.approves:
 
         @node.command("w:ask", effect="idempotent", timeout_s=TIMEOUT_S, requires_approval=True)

@@ -15,11 +15,14 @@ from typing import Final
 
 from tests.sim import (
     mutants_channel,
+    mutants_clients,
     mutants_dispatch,
     mutants_edges,
+    mutants_gate,
     mutants_node,
     mutants_registry,
     mutants_replay,
+    mutants_rotation,
     mutants_store,
     mutants_trust,
 )
@@ -33,7 +36,10 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     *mutants_node.MUTANTS,
     *mutants_replay.MUTANTS,
     *mutants_edges.MUTANTS,
+    *mutants_clients.MUTANTS,
     *mutants_trust.MUTANTS,
+    *mutants_gate.MUTANTS,
+    *mutants_rotation.MUTANTS,
 )
 
 

@@ -334,7 +334,7 @@ MUTANTS: Final = (
         "if self.control_replay_window_millis < needed:",
         "if self.control_replay_window_millis < 0:",
         (
-            f"{TEST_PROXY_CONFIG}::test_contradictions_and_malformed_values[change32-messaging.control_replay_window_millis-at least ttl + 2 x skew = 250000]",
+            f"{TEST_PROXY_CONFIG}::test_contradictions_and_malformed_values[change46-messaging.control_replay_window_millis-at least ttl + 2 x skew = 250000]",
         ),
     ),
     Mutant(

@@ -201,8 +201,8 @@ MUTANTS: Final = (
         "claims_beyond_the_credit",
         "A claim takes more than the node has room for.",
         DISPATCHER,
-        "limit = min(slot.room, CLAIM_MAX)",
-        "limit = CLAIM_MAX if slot.room else 0",
+        "limit = min(self.fleet.claim_max(slot), CLAIM_MAX)",
+        "limit = CLAIM_MAX if self.fleet.claim_max(slot) else 0",
         (f"{TEST_DISPATCH_IN_MEMORY}::test_the_highest_priority_goes_first_and_equals_in_their_order",),
     ),
     Mutant(

@@ -44,8 +44,8 @@ _delivery_fields_by_name(row)):
         "older_row_believed",
         "A row that a proxy had sealed once is believed when somebody puts it back.",
         f"{STORE}sealed_tables.py",
-        "if seals.holds(table.kind, seal, *values) and listed.get(key) == bytes(seal):",
-        "if seals.holds(table.kind, seal, *values):",
+        "if seals.holds(table.kind, seal, *table.sealed(values)) and listed.get(key) == bytes(seal):",
+        "if seals.holds(table.kind, seal, *table.sealed(values)):",
         (
             f"{TEST_SEALED}::test_an_older_row_that_somebody_put_back_is_not_believed[sqlite inline-key_epochs]",
         ),

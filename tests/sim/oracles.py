@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Final
 
 from tests.sim.oracle import Oracle
+from tests.sim.oracles_clients import CLIENT_ORACLES
 from tests.sim.oracles_nodes import DoneIsDone, GivenUp, NewestFence, SaidIsKept
 from tests.sim.oracles_trust import Approved, AuditChain, NothingForged
 from tests.sim.record import ENDED, Execution, Record, RunView, Told
@@ -53,7 +54,7 @@ class RefusedIsNothing(Oracle):
         # A proxy that slept while it was told finds it afterwards, when another one has long refused it.
         late = len(self.setup.options.proxy_names) > 1 and self.setup.has(*self.SLEEPS)
         for token, why in self.record.refused.items():
-            if token in made and not (late and why.startswith("client")):
+            if token in made and not (late and why.startswith(("client", "again"))):
                 self.violated(f"{token} was refused ({why}), and is {made[token]}")
         for token, runs in made.items():
             if len(runs) > 1:
@@ -595,4 +596,5 @@ ORACLES: tuple[type[Oracle], ...] = (
     AcceptedIsDurable, RefusedIsNothing, EndsOnce, Totals, OneEffect, Fenced, OnceOnly, AskedFor, OnePlace, Resolved,
     Registries, Ordered, Times, Retries, Replays, KillSwitch, Paused, ToldIsTrue, ClientsHear, NothingTwice,
     NewestFence, SaidIsKept, DoneIsDone, GivenUp, AuditChain, NothingForged, Approved,
+    *CLIENT_ORACLES,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tests.sim.client_record import ClientRecord
 from tests.sim.statements import Statement, Statements
 from tests.sim.workload import Setup
 
@@ -139,6 +140,8 @@ class Record:
         self._queue: deque[tuple[str, RunRow]] = deque()
         self._draining = False
         self.counts: dict[str, int] = {}
+        self.clients = ClientRecord(cluster) if setup.has_clients else None
+        self.refers: Any = None  # how a node sends a player elsewhere
         cluster.on_run.append(self._changed)
 
     # -- what is seen

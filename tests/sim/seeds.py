@@ -11,15 +11,19 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 from tests.sim.actions import Actions
+from tests.sim.client_record import Witness
+from tests.sim.clients import Clients
 from tests.sim.handlers import handlers_of
 from tests.sim.oracle import Oracle
 from tests.sim.oracles import ORACLES
+from tests.sim.oracles_clients import ClientOracle, left_of
 from tests.sim.record import Record
 from tests.sim.recorder import Recorder
 from tests.sim.statements import Statement, overhearing
@@ -68,7 +72,7 @@ def run_seed(
     setup = setup or draw_setup(seed, scale=scale)
     outcome = Outcome(setup)
     began_s = time.process_time()
-    recorder = Recorder()
+    recorder, witness = Recorder(), Witness()
     held: list[Record] = []
     seen: list[SimCluster] = []
 
@@ -82,6 +86,9 @@ def run_seed(
         held.append(record)
         record.let_in_twice = recorder.twice
         record.listeners = [each(record) for each in oracles]
+        if record.clients is not None:
+            record.clients.listeners = [each for each in record.listeners if isinstance(each, ClientOracle)]
+            witness.tell = record.clients.tell
         try:
             await _play(cluster, record, recorder)
         finally:
@@ -92,7 +99,11 @@ def run_seed(
 
     options = replace(setup.options, start=False)
     try:
-        with recorder.watching(), overhearing(heard):
+        with (
+            recorder.watching(),
+            overhearing(heard),
+            witness.watching() if setup.has_clients else nullcontext(),
+        ):
             simulate_cluster(
                 handlers_of(lambda: held[0] if held else None), scenario, seed=seed, options=options
             )
@@ -122,6 +133,10 @@ async def _play(cluster: SimCluster, record: Record, recorder: Recorder) -> None
     recorder.listen(cluster)
     actions = Actions(cluster, record, recorder)
     options = cluster.options
+    if actions.clients is not None:
+        record.refers = actions.clients.servers.refer
+        for node in options.node_names:
+            actions.clients.servers.join(node)
     await cluster.start(*options.proxy_names)
     await cluster.start(*options.node_names, *options.clients)
     await cluster.synchronized()
@@ -141,8 +156,12 @@ async def _play(cluster: SimCluster, record: Record, recorder: Recorder) -> None
         return
     cluster.trace.add("> everything is over")
     await actions.undo()
+    if actions.clients is not None:
+        actions.clients.servers.heal()
     cluster.heal()
     await _plots_alone(cluster, actions, record)
+    if actions.clients is not None and not record.violations:
+        await _clients_again(cluster, actions.clients, record)
     await _settle(cluster, record)
     if not record.violations:
         record.tell("at_rest")
@@ -219,6 +238,26 @@ async def _settle(cluster: SimCluster, record: Record) -> None:
             "liveness",
             f"not settled {within_s:g} s after all faults ended: {_unsettled(cluster, record)}",
         )
+
+
+async def _clients_again(cluster: SimCluster, clients: Clients, record: Record) -> None:
+    """They are served, and leave nothing behind when they are gone."""
+
+    proxies = cluster.options.proxy_names
+
+    def gone() -> bool:
+        return bool(record.violations) or not (
+            clients.record.under_way or any(map(left_of, record.proxies().values()))
+        )
+
+    try:
+        await cluster.until(lambda: len(record.proxies()) == len(proxies), SETTLES_WITHIN_S)
+        await cluster.until(gone, SETTLES_WITHIN_S, every_s=LOOK_EVERY_S)
+        if not record.setup.forgetful and not record.violations:
+            await clients.serve_again()
+            await cluster.until(gone, SETTLES_WITHIN_S, every_s=LOOK_EVERY_S)
+    except trio.TooSlowError:
+        pass  # what is left an oracle says
 
 
 def _unacknowledged(cluster: SimCluster) -> int:

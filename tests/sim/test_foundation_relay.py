@@ -27,6 +27,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         {"is_client": False, "reason": Reason.BACKEND_CLOSED_EARLY},
     ),
     ("test_an_idle_relay_ends_and_a_busy_one_does_not", {}),
+    ("test_what_was_read_already_goes_first_and_is_counted", {}),
+    ("test_an_opening_may_refuse_while_the_backend_speaks", {}),
+    ("test_bytes_are_counted_while_they_move", {}),
+    ("test_it_can_be_cut_for_a_reason", {}),
+    ("test_it_says_who_was_the_first_to_end", {"is_client": True, "in_order": True}),
+    ("test_it_says_who_was_the_first_to_end", {"is_client": False, "in_order": False}),
 ]
 
 

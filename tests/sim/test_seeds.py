@@ -13,6 +13,7 @@ from tests.sim.oracle import Oracle
 from tests.sim.oracles import ORACLES
 from tests.sim.seeds import many, run_seed, shorten
 from tests.sim.workload import PLOTS, STEPS, TRUST, draw_setup
+from tests.sim.workload_clients import CLIENT_PLOTS, CLIENT_STEPS
 
 from fairlead.testing.faults import KINDS
 
@@ -45,7 +46,9 @@ def test_a_seed_does_the_same_in_another_process_with_another_hash_seed() -> Non
 
 def test_together_the_seeds_do_everything_that_there_is_to_do() -> None:
     setups = [draw_setup(seed) for seed in SEEDS]
-    assert {step.kind for setup in setups for step in setup.steps} == {*STEPS, *PLOTS, *TRUST}
+    assert {step.kind for setup in setups for step in setup.steps} == {
+        *STEPS, *PLOTS, *TRUST, *CLIENT_STEPS, *CLIENT_PLOTS,
+    }  # fmt: skip
     assert {setup.options.proxies for setup in setups} == {1, 2}
     assert {setup.options.nodes for setup in setups} == {1, 2, 3, 5}
     assert draw_setup(17) == draw_setup(17)
@@ -86,12 +89,14 @@ def test_a_plot_is_where_the_faults_are_that_it_is_made_of() -> None:
     assert alone.has("freeze")
     assert not replace(alone, steps=()).has("freeze")
     assert {name for plot in PLOTS.values() for name in plot.parts} <= {*STEPS, *KINDS}
+    assert {name for plot in CLIENT_PLOTS.values() for name in plot.parts} <= {*STEPS, *KINDS}
 
 
 def test_plots_leave_what_else_is_drawn_as_it_was() -> None:
     for seed in SEEDS:
         setup = draw_setup(seed)
-        with_plots = [step for step in setup.steps if step.kind in PLOTS or step.kind in TRUST]
+        beside = {*PLOTS, *TRUST, *CLIENT_STEPS, *CLIENT_PLOTS}
+        with_plots = [step for step in setup.steps if step.kind in beside]
         assert len(setup.steps) - len(with_plots) in (15, 30, 60)
 
 

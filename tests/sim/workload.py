@@ -4,16 +4,19 @@ Steps are plain data like faults, drawn before anything runs, so that each can b
 What a step means is in `actions`. To add a kind of step: a row in `STEPS` (what it draws, and how often it comes), a
 method of that name in `actions.Actions`. A plot is a step that times several things by each other: a row in `PLOTS`,
 a method in `plots.Plots`. What has to do
-with trust (approvals, and somebody who writes to the database) is in `TRUST`, and in `trust.Trust`.
+with trust (approvals, and somebody who writes to the database) is in `TRUST`, and in `trust.Trust`; client
+traffic is in `workload_clients`, and in `clients.Clients`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
+
+from tests.sim.workload_clients import CLIENT_PLOTS, draw_traffic, rounded
 
 from fairlead.testing import Fault, Names, Options, draw
 from fairlead.testing.faults import KINDS as FAULT_KINDS
@@ -63,6 +66,11 @@ class Setup:
         return not self._kinds.isdisjoint(kinds)
 
     @property
+    def has_clients(self) -> bool:
+        """Whether there is client traffic."""
+        return "listeners" in self.options.proxy
+
+    @property
     def approves(self) -> bool:
         """Whether there is a command that needs approval."""
         return "approvals" in self.options.proxy
@@ -70,7 +78,10 @@ class Setup:
     @cached_property
     def _kinds(self) -> frozenset[str]:
         kinds = frozenset(each.kind for each in (*self.steps, *self.faults))
-        return kinds.union(*(PLOTS[kind].parts for kind in kinds & PLOTS.keys()))
+        return kinds.union(
+            *(PLOTS[kind].parts for kind in kinds & PLOTS.keys()),
+            *(CLIENT_PLOTS[kind].parts for kind in kinds & CLIENT_PLOTS.keys()),
+        )
 
     def text(self) -> str:
         """The options on one line."""
@@ -379,6 +390,12 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
         options_proxy["approvals"] = approvals
         reliability["ops_keys"] = [OPS_KEY, *APPROVERS]
     steps += [*asked, *_draw_forgeries(seed, long_s, bool(approvals))]
+    traffic = draw_traffic(seed, names[:proxies], names[proxies:-1], long_s, scale)
+    if traffic.proxy:
+        limits = {**options_proxy["limits"], **traffic.proxy["limits"]}
+        options_proxy |= {**traffic.proxy, "limits": limits}
+        options = replace(options, node={**options.node, **traffic.node})
+    steps += [Step(*each) for each in traffic.steps]
     d = random.Random(f"{seed}/faults")
     people = Names(names[:proxies], names[proxies:-1], ("app",), shared)
     count = int(d.choice((2, 5, 10, 16)) * scale) if fault_kinds else 0
@@ -386,10 +403,8 @@ def draw_setup(seed: int, *, scale: float = 1.0) -> Setup:
         seed, options, long_s, worker, reliability["dlq_replay_max_count"], reliability["dlq_replay_daily_limit"],
         options_proxy["retry"]["budget_percent"], worker == "automatic", d.random() < 0.15, step_kinds, fault_kinds,
         off_ms, tuple(sorted(steps, key=lambda each: each.at_s)),
-        draw(d, people, count=count, until_s=long_s, kinds=fault_kinds),
+        tuple(sorted(
+            (*draw(d, people, count=count, until_s=long_s, kinds=fault_kinds), *traffic.faults),
+            key=lambda each: each.at_s,
+        )),
     )  # fmt: skip
-
-
-def rounded(args: Arguments) -> Arguments:
-    """As it is printed, so that a plan can be written down."""
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in args.items()}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from fairlead.proxy.edge.http import LocalRoutes
 from fairlead.proxy.edge.listen import Edge
+from fairlead.proxy.edge.routing import NodeState
 from fairlead.proxy.edge.settings import Backend, EdgeConfig, EdgeLimits, ListenerConfig
 from fairlead.runtime.http.body import ChunkedReader
 from fairlead.runtime.log import ListSink, Log
@@ -53,6 +55,11 @@ class Peer:
             self._buffer += data
         found, self._buffer = self._buffer[:count], self._buffer[count:]
         return found
+
+    async def read_some(self) -> bytes:
+        """What there is; b"" at the end."""
+        found, self._buffer = self._buffer, b""
+        return found or await self.stream.receive_some(65536)
 
     async def read_to_end(self) -> bytes:
         while data := await self.stream.receive_some(65536):
@@ -170,22 +177,27 @@ async def running_edge(
     limits: EdgeLimits | None = None,
     local: LocalRoutes | None = None,
     access_log: bool = False,
+    listener: dict[str, Any] | None = None,
+    backend: dict[str, Any] | None = None,
+    timeout_s: float = 15.0,
+    states: Mapping[str, NodeState] | None = None,
     **config: object,
 ) -> AsyncIterator[Harness]:
-    """An edge before one backend for each script; None is a backend that nobody listens for."""
+    """An edge before one backend for each script; None is a backend that nobody listens for. `states`: of the nodes, by
+    id, looked at whenever it matters; ONLINE where it says nothing."""
     world, sink = RealWorld(), ListSink()
     observer = Observer(Log(sink, world.wall_ms, "test", "debug"), Metrics(), world.wall_ms)
     upstreams, backends = [], []
     for number, script in enumerate(scripts):
-        listener = await world.listen_tcp("127.0.0.1", 0)
-        backends.append(Backend(f"b{number}", "127.0.0.1", listener.port, f"n{number}"))
+        bound = await world.listen_tcp("127.0.0.1", 0)
+        backends.append(Backend(f"b{number}", "127.0.0.1", bound.port, f"n{number}", **(backend or {})))
         if script is None:
-            listener.close()
+            bound.close()
         else:
-            upstreams.append(Upstream(listener, script))
+            upstreams.append(Upstream(bound, script))
     edge = Edge(
         EdgeConfig(
-            (ListenerConfig("front", kind, "127.0.0.1", 0),),  # type: ignore[arg-type]
+            (ListenerConfig("front", kind, "127.0.0.1", 0, **(listener or {})),),  # type: ignore[arg-type]
             tuple(backends),
             limits or EdgeLimits(),
             access_log=access_log,
@@ -193,11 +205,11 @@ async def running_edge(
         ),
         world,
         observer,
-        lambda _: "ONLINE",
+        lambda node: (states or {}).get(node, "ONLINE"),
         local,
     )
     try:
-        with trio.fail_after(15):
+        with trio.fail_after(timeout_s):
             async with trio.open_nursery() as nursery:
                 for upstream in upstreams:
                     nursery.start_soon(upstream.run)

@@ -158,6 +158,7 @@ class Cluster:
             for index, name in enumerate(("proxy", "alpha", "beta", "client"))
         }
         self.script = Script()
+        self.proxy_toml = PROXY_TOML
         self.scopes: dict[str, trio.CancelScope] = {}
         self.stops: dict[str, trio.Event] = {}
         self.proxy: Proxy
@@ -176,7 +177,7 @@ class Cluster:
 
     async def start_proxy(self, extra: str = "") -> None:
         path = self.folder / "proxy.toml"
-        path.write_text(PROXY_TOML.replace("FOLDER", str(self.folder)) + extra)
+        path.write_text(self.proxy_toml.replace("FOLDER", str(self.folder)) + extra)
         environ = {
             "SECURITY_PROXY_SECRET": SECRET,
             "RELIABILITY_OPS_KEYS": OPS_KEY,

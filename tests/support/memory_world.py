@@ -18,8 +18,10 @@ from tests.support.memory_stream import memory_pair
 
 from fairlead.runtime.append_file import AppendFile, FileAppender
 from fairlead.runtime.marks import FileMarks, Marks
+from fairlead.runtime.program import Program, ProgramEnd
 from fairlead.runtime.sqlite import InlineWriter, Writer
 from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.whole_file import FileReplacer, WholeFile
 from fairlead.runtime.world import Listener
 
 T = TypeVar("T")
@@ -124,9 +126,15 @@ class MemoryWorld:
         """A real file, as lines that were answered are on the disk whatever becomes of the process."""
         return FileAppender(path)
 
+    def open_whole(self, path: Path) -> WholeFile:
+        return FileReplacer(path)
+
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint()
         return function()
+
+    async def run_program(self, program: Program) -> ProgramEnd:
+        raise OSError(errno.ENOSYS, "no programs in this world")
 
     def notify(self, address: str, text: bytes) -> None:
         raise AssertionError("no service manager in this world")

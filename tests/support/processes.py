@@ -230,6 +230,7 @@ class Fleet:
     backends: Mapping[str, int] | None = None
     listed: Sequence[Mapping[str, Any]] = ({"id": "raw-*", "namespaces": ["raw"]},)
     more_proxies: Sequence[str] = ()
+    gated: bool = False  # clients reach the nodes' applications through their gates
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +238,8 @@ class Fleet:
         self.http, self.game, self.control, self.ops_port = (free_port() for _ in range(4))
         self.app_http = {name: free_port() for name in self.nodes}
         self.app_game = {name: free_port() for name in self.nodes}
+        apps = (*self.app_http.values(), *self.app_game.values())
+        self.gate_ports = {port: free_port() for port in apps if self.gated}
         self.control_ports = {PROXY: self.control, **{name: free_port() for name in self.more_proxies}}
         self.ops_ports = {PROXY: self.ops_port, **{name: free_port() for name in self.more_proxies}}
         self.processes: dict[str, Process] = {}
@@ -255,10 +258,10 @@ class Fleet:
         backends: list[dict[str, Any]] = []
         for name, port in http.items():
             granted = {"namespaces": ["demo"]} if name in self.nodes else {}
-            backends.append({"id": name, "host": "127.0.0.1", "port": port, **granted})
+            backends.append({"id": name, "host": "127.0.0.1", **self._reached(port), **granted})
         for name, (node, port) in games.items():
             granted = {} if node in http else {"namespaces": ["demo"]}
-            backends.append({"id": name, "node": node, "host": "127.0.0.1", "port": port, **granted})
+            backends.append({"id": name, "node": node, "host": "127.0.0.1", **self._reached(port), **granted})
         listeners: list[dict[str, Any]] = []
         if http:
             listeners.append({"name": "http", "kind": "http", "port": self.http, "backends": list(http)})
@@ -293,10 +296,23 @@ class Fleet:
                 "messaging": {"port": control}, "observability": {"port": self.ops_ports[name]},
                 **({} if name == PROXY else {"listeners": []}),
                 "audit": {"file": f"{self.folder}/{name}-audit.jsonl"},
+                "dispatch": {"kill_switch_file": f"{self.folder}/{name}-kill-switch.jsonl"},
             }  # fmt: skip
             path = self.folder / f"{name}.toml"
             path.write_text(to_toml(merged(merged(config, self.proxy), ports)))
             self._add(name, ["proxy", "--config", str(path)], {**secrets_, **self.environ})
+
+    def _reached(self, port: int) -> dict[str, Any]:
+        """Where clients are led to for an application's port."""
+        return {"port": self.gate_ports[port], "gate": True} if port in self.gate_ports else {"port": port}
+
+    def _gates(self, name: str) -> list[dict[str, Any]]:
+        ports = (("http", self.app_http.get(name)), ("tcp", self.app_game.get(name)))
+        return [
+            {"name": f"gate-{kind}", "port": self.gate_ports[port], "kind": kind, "target_port": port}
+            for kind, port in ports
+            if port in self.gate_ports
+        ]
 
     def _write_node(self, name: str, handlers: str) -> None:
         health = free_port()
@@ -311,6 +327,8 @@ class Fleet:
             "health": {"port": health},
             "drain": {"timeout_s": 5},
         }
+        if gates := self._gates(name):
+            config["gates"] = gates
         path = self.folder / f"{name}.toml"
         path.write_text(to_toml(merged(config, self.node)))
         environ = {"FAIRLEAD_PROXY_SECRET": self.secret, "PYTHONPATH": str(self.folder)}

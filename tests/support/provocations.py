@@ -55,7 +55,33 @@ OF_APPROVALS: Final = frozenset({
 
 # What test_reject_reasons_of_clients.py provokes.
 OF_CLIENTS: Final = frozenset({
-    Reason.ADDRESS_DENIED, Reason.DISPATCH_DISABLED, Reason.JOIN_RATE_LIMIT,
+    Reason.ADDRESS_DENIED, Reason.DISPATCH_DISABLED, Reason.JOIN_RATE_LIMIT, Reason.PROXY_HEADER_MALFORMED,
+    Reason.PROXY_HEADER_UNTRUSTED,
+})  # fmt: skip
+
+# What test_routing.py provokes.
+OF_ROUTING: Final = frozenset({Reason.HTTP_PATH_AMBIGUOUS, Reason.NODE_DRAINED, Reason.ROUTE_DENIED})
+
+# What test_tls.py provokes.
+OF_TLS: Final = frozenset({
+    Reason.BACKEND_CERTIFICATE_CHANGED, Reason.BACKEND_CERTIFICATE_REFUSED, Reason.BACKEND_TLS_FAILED,
+    Reason.PIN_NOT_WAITING, Reason.TLS_CERTIFICATE_UNUSABLE, Reason.TLS_HANDSHAKE_FAILED,
+    Reason.TLS_HANDSHAKE_TIMEOUT, Reason.TLS_HELLO_MALFORMED,
+})  # fmt: skip
+
+# What test_transfers.py provokes.
+OF_TRANSFERS: Final = frozenset({
+    Reason.ALREADY_CONNECTED, Reason.BACKEND_NOT_FOUND, Reason.BACKEND_STATUS_UNKNOWN, Reason.BACKEND_UNAVAILABLE,
+    Reason.PLAYER_NOT_ON_NODE, Reason.PLAYER_NOT_READY, Reason.PLAYER_ONLY, Reason.PLAYER_RATE_LIMITED,
+    Reason.REFERRAL_REJECTED, Reason.SESSION_UNKNOWN, Reason.TRANSFER_LIMIT, Reason.TRANSFER_TIMEOUT,
+    Reason.TRANSFER_TOKEN_REJECTED, Reason.TRANSFER_UNSUPPORTED,
+})  # fmt: skip
+
+# What test_minecraft.py provokes.
+OF_GAMES: Final = frozenset({
+    Reason.GAME_ADDRESS_FORWARDED, Reason.GAME_OPENING_TIMEOUT, Reason.GAME_PACKET_MALFORMED,
+    Reason.GAME_TOKEN_MALFORMED, Reason.GAME_VERSION_UNSUPPORTED, Reason.PLAYER_LIMIT, Reason.PLAYER_THROWN_OUT,
+    Reason.WAITING_ROOM_FULL, Reason.WAITING_ROOM_TIMEOUT,
 })  # fmt: skip
 
 # What these fleets cannot provoke: the test file, under tests, that does, and why not here.
@@ -65,7 +91,32 @@ ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
         "needs hundreds of half-open clients",
     ),
     Reason.CLIENT_HANDSHAKE_RATE_LIMIT: ("unit/proxy/edge/test_edge_admission.py", "as its neighbour"),
+    Reason.PROXY_TOKEN_REJECTED: ("e2e/test_gate_with_nginx.py", "needs a node with a gate"),
+    Reason.EDGE_DRAINING: ("shell/test_edge_minecraft.py", "needs a player who waits while the proxy stops"),
+    Reason.BACKEND_BUSY: ("shell/test_edge_upstreams.py", "needs a backend that may have one connection"),
+    Reason.EDGE_WORKER_LOST: (
+        "e2e/test_edge_workers.py",
+        "needs a proxy with workers, one of which is killed",
+    ),
+    Reason.EDGE_WORKERS_BUSY: ("e2e/test_edge_workers.py", "needs a proxy whose workers are all gone"),
+    Reason.EDGE_MAIN_SILENT: (
+        "shell/test_edge_worker_asking.py",
+        "needs a main process that answers nothing",
+    ),
+    Reason.CONFIGURATION_REFUSED: ("e2e/test_reload.py", "needs a file that is spoilt while the proxy runs"),
     Reason.HANDOVER_FAILED: ("e2e/test_handover.py", "needs a process that takes the sockets and dies"),
+    Reason.CONTROL_PLANE_UNAVAILABLE: (
+        "shell/test_transfers_in_memory.py",
+        "needs a proxy without a control channel, which no node can be asked by",
+    ),
+    Reason.BACKEND_VERSION_MISMATCH: (
+        "shell/test_transfers_in_memory.py",
+        "needs nodes of two versions of the game",
+    ),
+    Reason.REQUEST_SEND_FAILED: (
+        "shell/test_transfers_in_memory.py",
+        "needs a node whose link is gone while its player still plays there",
+    ),
     Reason.CALLBACK_ADDRESS_REFUSED: (
         "shell/test_callbacks.py",
         "needs a name that resolves to an inner address; an address in the URL is refused with the submission",

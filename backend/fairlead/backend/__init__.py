@@ -14,6 +14,7 @@ and the registry's: link -> mirror -> inbox file -> link.
 
 from fairlead.backend.context import Context
 from fairlead.backend.handlers import Node, TransientFailure
+from fairlead.backend.referral import Referral, ReferralRejected
 from fairlead.backend.signature import Secret
 
-__all__ = ["Context", "Node", "Secret", "TransientFailure"]
+__all__ = ["Context", "Node", "Referral", "ReferralRejected", "Secret", "TransientFailure"]

@@ -11,35 +11,44 @@ with a reason, close the inbox.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
+from fairlead.backend.asks import Asks
 from fairlead.backend.callbacks import CallbackSettings, ReplayEndpoint, ResultCallbacks
+from fairlead.backend.commands import clashes, handlers_of
 from fairlead.backend.config import NodeConfig
 from fairlead.backend.executor import Executor
-from fairlead.backend.handlers import Background, Node
+from fairlead.backend.gate.gate import Gate
+from fairlead.backend.gate.settings import GatePort, GateSettings
+from fairlead.backend.handlers import Background, Handler, Node
 from fairlead.backend.health import NodeHealth
 from fairlead.backend.inbox import Inbox
 from fairlead.backend.inbox_schema import prepare
 from fairlead.backend.isolation import Isolation
-from fairlead.backend.link import LinkSettings, ProxyLink
+from fairlead.backend.link import LinkSettings, PlayerTraffic, ProxyLink
 from fairlead.backend.links import Links
 from fairlead.backend.mirror import Mirror
+from fairlead.backend.rcon import RconSettings
+from fairlead.backend.referral import Referrer, over_rcon
 from fairlead.backend.retention import Retention
 from fairlead.protocol.envelope import ChannelLimits
 from fairlead.protocol.keys import IdentityKey, Role, derive, identity_key
 from fairlead.protocol.limits import ENVELOPE_HEADER_BYTES_MAX
+from fairlead.protocol.proof import BOOT_BYTES, ProofJudge, ProofKey, proof_key
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.protocol.registry import Position, Registry, build, decode_item
 from fairlead.protocol.trust import TrustJudge, TrustKey, link_trust_key, shared_trust_key
 from fairlead.runtime.addresses import Destination, read_url
+from fairlead.runtime.config_model import is_loopback
 from fairlead.runtime.http.server import HttpLimits, serve_connection, serve_listener
 from fairlead.runtime.marks import Marks
 from fairlead.runtime.observer import Observer
+from fairlead.runtime.posting import Post
 from fairlead.runtime.process import ServiceManager
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import Listener, World
@@ -70,11 +79,14 @@ class NodeProcess:
     ) -> None:
         """`forget_registry`: start as if no registry had ever been held; the inbox keeps everything else."""
         self.config, self._handlers, self._world, self._observer = config, handlers, world, observer
-        self._service = ServiceManager(world, environ)
+        self._service = self.service = ServiceManager(world, environ)
         self._forget_registry = forget_registry
         self.links = Links()
         self._trust: TrustJudge | None = None
         self._callbacks: ResultCallbacks | None = None
+        self.asks: Asks | None = None
+        self._commands: dict[str, Handler] = {}
+        self.gate: Gate | None = None
 
     def reload(self, config: NodeConfig) -> None:
         """Take over the keys of a configuration that was read again; what else differs waits for a restart."""
@@ -83,6 +95,8 @@ class NodeProcess:
             self._observer.log.error("reload_refused", problems=problem, kept="the keys in force")
             return
         self._trust.rekey(_trust_keys(config), self._world.wall_ms())
+        if self.gate is not None:
+            self.gate.rekey(_proof_keys(config), self._world.wall_ms())
         for link in self.links:
             link.rekey(_keys(config), self._trust.key_ids)
         if self._callbacks is not None and config.worker.callback_secret is not None:
@@ -114,35 +128,43 @@ class NodeProcess:
         except (sqlite3.Error, Refused) as error:
             raise StartRefused(f"the inbox failed at the start: {error}") from error
         trust = self._trust = _trust(config, incarnation)
+        players = self._players = self._build_players()
+        self.asks = players.asks
+        value_bytes_max = config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX
+        commands = self._commands = self._build_commands(value_bytes_max)
         executor = Executor(
-            world, inbox, self._handlers.handlers, mirror, observer, self.links.report, isolation, trust,
+            world, inbox, commands, mirror, observer, self.links.report, isolation, trust,
             node_id=config.server_id, concurrent_max=config.worker.max_concurrent_tasks,
             queue_max=config.worker.max_queue_size, timeout_ms_max=config.worker.task_timeout_ms,
-            value_bytes_max=config.control_max_payload - 2 * ENVELOPE_HEADER_BYTES_MAX,
+            value_bytes_max=value_bytes_max, asks=players.asks,
         )  # fmt: skip
         retention = Retention(config.control_ttl_millis, config.control_max_skew_millis, lease_ms)
+        gate = self.gate = self._build_gate()
         self._build_links(incarnation, executor, inbox, mirror, retention, trust.key_ids)
         callbacks = self._callbacks = self._build_callbacks(inbox)
         health = NodeHealth(
             config, world, observer, executor, inbox, mirror, retention, self.links, incarnation,
-            ReplayEndpoint(config.worker.auth_token, callbacks),
+            ReplayEndpoint(config.worker.auth_token, callbacks), gate,
         )  # fmt: skip
         async with trio.open_nursery() as services:
             await services.start(executor.run)
+            services.start_soon(players.referrer.run)
             services.start_soon(self._upkeep, inbox, retention)
             services.start_soon(self._service.feed_watchdog)
             if callbacks is not None:
                 services.start_soon(callbacks.run)
             for function in self._handlers.backgrounds:
-                services.start_soon(function, Background(world, observer, config.server_id))
+                services.start_soon(function, Background(world, observer, config.server_id, players.asks))
             async with trio.open_nursery() as links:
                 if config.health.enabled:
                     await links.start(self._serve_health, health)
+                if gate is not None:
+                    await links.start(self._serve_gate, gate)
                 for link in self.links:
                     links.start_soon(link.run)
                 observer.log.info(
                     "node_ready", node=config.server_id, incarnation=incarnation,
-                    commands=len(self._handlers.handlers), proxies=",".join(config.proxies),
+                    commands=len(commands), proxies=",".join(config.proxies),
                 )  # fmt: skip
                 self._service.say("READY=1")
                 task_status.started()
@@ -208,34 +230,99 @@ class NodeProcess:
             config.reconnect_max_millis / 1000,
             dict(config.labels),
             trust_key_ids,
+            gate_boot=b"" if self.gate is None else self.gate.boot,
+            refers=self._players.referrer.can_refer,
         )  # fmt: skip
-        offers = [self._handlers.handlers[name].item.canonical for name in sorted(self._handlers.handlers)]
+        offers = [self._commands[name].item.canonical for name in sorted(self._commands)]
         lock = trio.Lock()
         for host, port in config.proxy_addresses:
             self.links.add(
                 ProxyLink(
                     self._world, settings, host, port, incarnation, offers, executor, inbox, mirror, lock, retention,
-                    self.links, self._observer,
+                    self.links, self._observer, self._players,
                 )
             )  # fmt: skip
+
+    def _build_commands(self, value_bytes_max: int) -> dict[str, Handler]:
+        """What this node offers: its author's handlers, and the commands of its configuration."""
+        if problems := clashes(self.config, self._handlers.handlers):
+            raise StartRefused("; ".join(map(str, problems)))
+        try:
+            outside = handlers_of(self.config, self._world, value_bytes_max, self._post_through)
+        except OSError as error:
+            raise StartRefused(f"the password of a console: {error}") from error
+        longest_ms = self.config.worker.task_timeout_ms
+        for name, handler in self._handlers.handlers.items():
+            if handler.descriptor.timeout_ms > longest_ms:
+                self._observer.log.warning(
+                    "timeout_cut", command=name, asks_ms=handler.descriptor.timeout_ms, gets_ms=longest_ms,
+                    then="raise worker.task_timeout_ms, or lower the handler's timeout_s",
+                )  # fmt: skip
+        return {**self._handlers.handlers, **outside}
+
+    def _post_through(self, hosts: Collection[str]) -> Post:
+        try:
+            from fairlead.runtime.outbound import Outbound
+        except ImportError as error:  # a node's installation leaves it out
+            raise StartRefused(
+                "callback_url and commands that post need httpcore: pip install 'fairlead[proxy]', or remove them"
+            ) from error
+        return Outbound(self._world, hosts).post
+
+    def _build_players(self) -> PlayerTraffic:
+        """What this node asks for players, and how it sends them elsewhere: by its own handler, else over RCON."""
+        rcon, handler = self.config.rcon, self._handlers.referring
+        if handler is None and rcon.port and rcon.password is not None:
+            settings = RconSettings(
+                rcon.host, rcon.port, rcon.password.get_secret_value(), rcon.timeout_ms / 1000
+            )
+            handler = over_rcon(self._world, settings, rcon.transfer_command, rcon.transfer_answer)
+        return PlayerTraffic(Asks(self._world, self.links), Referrer(self._world, self._observer, handler))
+
+    def _build_gate(self) -> Gate | None:
+        config, given, world = self.config, self.config.gate, self._world
+        if not given.enabled or not config.gates:
+            return None
+        judge = ProofJudge(
+            _proof_keys(config), config.sender_id, world.random_bytes(BOOT_BYTES), world.wall_ms(),
+            ttl_ms_max=given.token_ttl_millis, skew_ms_max=given.max_skew_millis, nonces_max=given.tokens_max,
+        )  # fmt: skip
+        ports = tuple(
+            GatePort(
+                each.name, each.host, each.port, each.kind, each.target_host, each.target_port, each.forward
+            )
+            for each in config.gates
+        )
+        settings = GateSettings(
+            ports, config.enforce_proxy, given.connections_max, given.handshake_concurrent_max,
+            given.handshake_timeout_millis / 1000, given.connect_timeout_millis / 1000, given.idle_timeout_s,
+            given.head_bytes_max, given.head_count_max,
+        )  # fmt: skip
+        for each in ports:
+            if not is_loopback(each.target_host):
+                self._observer.log.warning(
+                    "gate_passed_by", gate=each.name, target=f"{each.target_host}:{each.target_port}",
+                    then="whoever reaches the server there needs no proof: bind it to loopback, or keep others out",
+                )  # fmt: skip
+        return Gate(settings, judge, world, self._observer)
+
+    async def _serve_gate(self, gate: Gate, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await gate.run(task_status=task_status)
+        except OSError as error:
+            raise StartRefused(f"{error}; another process has the port (see `ss -ltnp`)") from error
 
     def _build_callbacks(self, inbox: Inbox) -> ResultCallbacks | None:
         worker = self.config.worker
         secret = worker.callback_secret
         if not worker.callback_url or secret is None:
             return None
-        try:
-            from fairlead.runtime.outbound import Outbound
-        except ImportError as error:  # a node's installation leaves it out
-            raise StartRefused(
-                "worker.callback_url needs httpcore: pip install 'fairlead[proxy]', or remove it"
-            ) from error
         read = read_url(worker.callback_url)
         assert isinstance(read, Destination), "load refuses a configuration with another"
         settings = CallbackSettings(
             worker.callback_url, self.config.sender_id, secret, worker.callback_after_ms / 1000
         )
-        post = Outbound(self._world, [read.host]).post  # named by who operates the node: it may lie inside
+        post = self._post_through([read.host])  # named by who operates the node: it may lie inside
         return ResultCallbacks(
             self._world, self._observer, settings, self._writer, inbox, lambda: self.links.connected > 0, post
         )
@@ -291,6 +378,8 @@ class NodeProcess:
             link.beat_now()
         with trio.move_on_after(self.config.drain.timeout_s):
             await executor.wait_idle()
+            while self.gate is not None and self.gate.is_busy:  # noqa: ASYNC110 - clients end one by one
+                await trio.sleep(0.05)
         for link in self.links:
             link.stop("the node stops")
         with trio.move_on_after(2.0):
@@ -312,6 +401,11 @@ def _trust_keys(config: NodeConfig) -> list[TrustKey]:
     secrets = config.security.trust_secrets
     shared = [shared_trust_key(secret, config.sender_id) for secret in secrets]
     return shared or [link_trust_key(key.psk) for key in _keys(config)]
+
+
+def _proof_keys(config: NodeConfig) -> list[ProofKey]:
+    """Whose proofs of proxy are believed: who holds this node's key, the current or the previous."""
+    return [proof_key(key.psk) for key in _keys(config)]
 
 
 def _trust(config: NodeConfig, incarnation: str) -> TrustJudge:

@@ -8,14 +8,17 @@ description stands once, here, and `configs/node.toml` repeats it word for word 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from fairlead.backend.command_config import CommandConfig, command_findings, password_problems
+from fairlead.backend.referral import command_problem
+from fairlead.protocol import proof
 from fairlead.protocol.trust import TTL_MS_DEFAULT
 from fairlead.runtime.addresses import read_url
-from fairlead.runtime.config import load, read_private_file, read_text
+from fairlead.runtime.config import ConfigError, load, read_private_file, read_text
 from fairlead.runtime.config_model import (
     Configuration,
     ControlKeys,
@@ -30,6 +33,7 @@ from fairlead.runtime.config_model import (
     Logging,
     NodeKey,
     OpsKey,
+    RemoteHost,
     Secret,
     Section,
     Unfit,
@@ -71,6 +75,14 @@ def _check_callback_url(text: str) -> str:
     return text
 
 
+def _check_transfer_command(text: str) -> str:
+    problem = command_problem(text)
+    if problem:
+        raise Unfit(problem, "correct it")
+    return text
+
+
+TransferCommand = Annotated[str, Field(max_length=300), AfterValidator(_check_transfer_command)]
 CallbackUrl = Annotated[str, AfterValidator(_check_callback_url)]
 Handlers = Annotated[str, AfterValidator(_check_handlers)]
 Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
@@ -84,7 +96,7 @@ class Worker(Section):
     max_queue_size: int = Field(256, ge=0, le=100_000)
     """Runs taken in advance, waiting for a free place."""
     task_timeout_ms: int = Field(30_000, ge=10, le=86_400_000)
-    """Time for a handler that names no timeout of its own."""
+    """Longest time for a handler, whatever timeout_s it names."""
     callback_url: CallbackUrl = ""
     """Ops or clients' address of a proxy, where results go while no link is up. Empty: they wait for a link."""
     callback_signing_secret: Secret | None = None
@@ -97,6 +109,8 @@ class Worker(Section):
     """Bearer token of POST /callbacks/replay, 32 or more characters. Without it the endpoint is closed."""
     tasks_auth_token_file: FileName | None = None
     """A file (mode 600) with that token, instead of tasks_auth_token."""
+    command_allowed_hosts: Annotated[tuple[RemoteHost, ...], Lax] = ()
+    """Hosts beside loopback that [[commands]] may send HTTP to, or whose consoles they may use."""
 
     @property
     def callback_secret(self) -> bytes | None:
@@ -141,11 +155,76 @@ class Health(Section):
     """That port. 0 (development only): a free one."""
 
 
+class GateSection(Section):
+    """[gate]: what the node's gates have in common."""
+
+    enabled: bool = True
+    """Whether the [[gates]] listen."""
+    connections_max: int = Field(10_000, ge=1, le=1_000_000)
+    """Connections at once, for each gate."""
+    handshake_concurrent_max: int = Field(256, ge=1, le=65_536)
+    """Connections that have proven nothing yet; beyond it, the longest silent makes way."""
+    handshake_timeout_millis: int = Field(5_000, ge=100, le=300_000)
+    """Time for a connection to send its PROXY header with the proxy's token."""
+    connect_timeout_millis: int = Field(5_000, ge=100, le=300_000)
+    """Time to connect to the local server."""
+    idle_timeout_s: int = Field(3_600, ge=1, le=604_800)
+    """Longest silence of a connection, in both directions."""
+    head_bytes_max: int = Field(65_536, ge=1_024, le=1_048_576)
+    """Longest head of a request, in bytes. More than the proxy's limits.head_bytes_max, which adds to it."""
+    head_count_max: int = Field(200, ge=1, le=1_000)
+    """Most header fields of a request. More than the proxy's limits.head_count_max."""
+    token_ttl_millis: int = Field(proof.TTL_MS_DEFAULT, ge=1_000, le=3_600_000)
+    """How long a connection's token is believed after it was issued, at most, the difference of clocks aside."""
+    max_skew_millis: int = Field(proof.SKEW_MS_DEFAULT, ge=100, le=3_600_000)
+    """How far the clocks of proxy and node may differ. Used tokens are remembered for ttl + 2 x skew."""
+    tokens_max: int = Field(proof.NONCES_MAX_DEFAULT, ge=16, le=10_000_000)
+    """Used tokens that are remembered, about 130 bytes each; beyond it, connections are refused."""
+
+
+class GateConfig(Section):
+    """[[gates]]: a port that only the proxy gets through, in front of a local server."""
+
+    name: Id = Field(examples=["app"])
+    """Name in logs, metrics and /status."""
+    host: Host = "127.0.0.1"
+    """Address to listen on, which the proxy's backend names; 0.0.0.0 for every IPv4 address."""
+    port: int = Field(examples=[8081], ge=0, le=65_535)
+    """Port to listen on. 0 (development only): a free one."""
+    kind: Literal["http", "tcp"] = Field(examples=["http"])
+    """What passes: http, as from the proxy's http listeners, or tcp for anything else."""
+    target_host: RemoteHost = "127.0.0.1"
+    """Host of the local server. Whoever reaches it there passes by the gate: leave it on loopback."""
+    target_port: int = Field(examples=[9081], ge=1, le=65_535)
+    """Port of the local server."""
+    forward: Literal["plain", "proxy_v2"] = "plain"
+    """What the server gets: plain bytes, or a PROXY v2 header first, with the client and without the token."""
+
+
 class Drain(Section):
     """[drain]: how a node stops."""
 
     timeout_s: int = Field(10, ge=0, le=86_400)
     """Time for running handlers to finish after a stop was asked for."""
+
+
+class Rcon(Section):
+    """[rcon]: the console of the local game server, by which players are sent elsewhere."""
+
+    host: Host = "127.0.0.1"
+    """Address of the server's RCON port. It is not encrypted: leave it on loopback."""
+    port: int = Field(0, ge=0, le=65_535)
+    """That port. 0: there is none, and players are sent by the node's own handler or not at all."""
+    password: SecretStr | None = None
+    """Its password."""
+    password_file: FileName | None = None
+    """A file (mode 600) with the password, instead of password."""
+    timeout_ms: int = Field(5_000, ge=100, le=60_000)
+    """Time for the server to answer a command."""
+    transfer_command: TransferCommand = "transfer {host} {port} {player}"
+    """The console command that sends a player elsewhere."""
+    transfer_answer: str = Field("Transferring", max_length=200)
+    """What its answer holds where the player was sent. Empty: any answer will do."""
 
 
 class NodeConfig(Configuration, ControlKeys):
@@ -185,6 +264,8 @@ class NodeConfig(Configuration, ControlKeys):
     """The node's id in messages. Empty: server_id."""
     control_expected_sender_id: Id = "proxy"
     """The proxy's messaging.control_sender_id."""
+    control_replay_max_entries: int = Field(100_000, ge=1_000, le=10_000_000)
+    """As on the proxy, so that both files may say it. A node remembers none: on a link the nonce is a counter."""
     connect_timeout_millis: int = Field(5_000, ge=100, le=300_000)
     """Time to connect to a proxy and finish the handshake."""
     reconnect_base_millis: int = Field(200, ge=10, le=60_000)
@@ -198,6 +279,10 @@ class NodeConfig(Configuration, ControlKeys):
     security: Security = Security()
     worker: Worker = Worker()
     health: Health = Health()
+    gate: GateSection = GateSection()
+    gates: Annotated[tuple[GateConfig, ...], Lax] = ()
+    rcon: Rcon = Rcon()
+    commands: Annotated[tuple[CommandConfig, ...], Lax] = ()
     drain: Drain = Drain()
     logging: Logging = Logging()
 
@@ -220,6 +305,12 @@ class NodeConfig(Configuration, ControlKeys):
     def secret_previous(self) -> bytes | None:
         """The fleet's previous secret, if there is one."""
         return decoded(self.proxy_secret_previous)
+
+    @property
+    def command_hosts(self) -> tuple[str, ...]:
+        """Which hosts commands send HTTP to: loopback, or listed."""
+        read = (read_url(command.post) for command in self.commands if command.post)
+        return tuple(each.host for each in read if not isinstance(each, str))
 
     @property
     def key(self) -> bytes | None:
@@ -256,8 +347,32 @@ class NodeConfig(Configuration, ControlKeys):
                 ("worker.callback_signing_secret", "worker.callback_url"), None,
                 "is required with callback_url", "set it to the proxy's, or remove callback_url",
             )  # fmt: skip
+        yield from self._gates()
+        yield from command_findings(
+            self.commands, self.worker.command_allowed_hosts, self.worker.task_timeout_ms, self.rcon.port
+        )
+        if self.rcon.port and self.rcon.password is None:
+            yield Finding(
+                ("rcon.password", "rcon.port"), None, "is required with rcon.port",
+                "set rcon.password_file, or remove rcon.port",
+            )  # fmt: skip
         if self.environment == "production":
             yield from self._openings()
+
+    def _gates(self) -> Iterator[Finding]:
+        for index, gate in enumerate(self.gates):
+            where = f"gates[{index}]"
+            for other in self.gates[:index]:
+                if gate.name == other.name:
+                    yield Finding((f"{where}.name",), gate.name, "is the name of another gate", "rename one")
+                if gate.port and (gate.host, gate.port) == (other.host, other.port):
+                    yield Finding((f"{where}.port",), gate.port, "is another gate's", "choose another one")
+            if (gate.host, gate.port) == (gate.target_host, gate.target_port):
+                paths = (f"{where}.target_port", f"{where}.port")
+                yield Finding(paths, gate.target_port, "is the gate itself", "name the local server's port")
+            if gate.port == 0 and self.environment == "production":
+                paths = (f"{where}.port", "environment")
+                yield Finding(paths, 0, "lets the system choose (development only)", "name a port")
 
     def _keys(self) -> Iterator[Finding]:
         secret, key = self.proxy_secret, self.node_key
@@ -302,9 +417,11 @@ class NodeConfig(Configuration, ControlKeys):
             yield Finding(rests_on, 0, "lets the system choose (development only)", "name a port")
 
 
-def load_node_config(path: str, environ: Mapping[str, str]) -> NodeConfig:
+def load_node_config(
+    path: str, environ: Mapping[str, str], read_file: Callable[[str], str] = read_private_file
+) -> NodeConfig:
     """The node's configuration in the file at `path`, overridden by `environ`; or `ConfigError`."""
-    return load(
+    config = load(
         NodeConfig,
         read_text(path),
         path,
@@ -314,8 +431,11 @@ def load_node_config(path: str, environ: Mapping[str, str]) -> NodeConfig:
             "INTERNAL_TRUST_SHARED_SECRET": ("security", "internal_trust_shared_secret"),
         },
         refused_prefixes=REFUSED_PREFIXES,
-        read_file=read_private_file,
+        read_file=read_file,
     )
+    if problems := password_problems(config.commands, read_file):
+        raise ConfigError(problems)
+    return config
 
 
 def _key_bytes(key: SecretStr | None) -> bytes | None:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import trio
 
+from fairlead.backend.asks import TIMEOUT_S, Asks
 from fairlead.protocol.messages import Identity
+from fairlead.protocol.reasons import Reason, Refused
 from fairlead.runtime.log import BoundLog
 
 T = TypeVar("T")
@@ -131,7 +133,13 @@ class Context:
     node_id: str
     _bind_log: Callable[[], BoundLog]
     _transact: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+    _asks: Asks | None = None
     _log: BoundLog | None = None  # made when it is first used
+
+    @property
+    def deadline(self) -> int:
+        """The same as `deadline_at_ms`: when the run ends at the latest."""
+        return self.deadline_at_ms
 
     @property
     def log(self) -> BoundLog:
@@ -148,6 +156,19 @@ class Context:
         """
         value: T = await self._transact(function)
         return value
+
+    async def player_command(
+        self, command: str, *, session: str = "", player: str = "", timeout_s: float = TIMEOUT_S, **args: Any
+    ) -> Any:
+        """The value of a command that a player on this node entered (without `session` and `player`: the one on whose
+        behalf this run executes), which the proxy has executed as that player. Raises Refused."""
+        if self._asks is None:
+            raise Refused(Reason.PROXY_UNREACHABLE, "this node has no links")
+        if not (session or player):
+            session = self.identity.session
+        return await self._asks.player_command(
+            command, args, session=session, player=player, timeout_s=timeout_s
+        )
 
     def transaction_from_thread(self, function: Callable[[Transaction], T]) -> T:
         """`transaction` for a plain (non-async) handler, which runs in a thread."""

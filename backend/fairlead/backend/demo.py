@@ -7,6 +7,7 @@ DEMO_GAME_PORT; without them only the commands are served.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ node = Node()
 announcements: deque[str] = deque(maxlen=20)
 CONNECTIONS_MAX = 4_096
 LINE_BYTES_MAX = 4_096
+GREETING_AFTER_S = 0.1
 
 
 @node.command("demo:echo", effect="idempotent")
@@ -175,9 +177,21 @@ async def serve_game(background: Background) -> None:
 
 
 async def play(node_id: str, stream: ByteStream) -> None:
-    """Greets, then answers every line with itself until the player half-closes."""
-    await stream.send_all(f"welcome to {node_id}; say something\n".encode())
+    """Greets, then answers every line with itself until the player half-closes. A Minecraft client is told that this is
+    no server for it: its first packet comes at once, and its second byte is 0."""
     held = b""
+    with trio.move_on_after(GREETING_AFTER_S):
+        held = await stream.receive_some(LINE_BYTES_MAX)
+    if held[1:2] == b"\0":
+        text = json.dumps(
+            {"text": f"You were led to {node_id[:20]}. This demo has no Minecraft server."}
+        ).encode()
+        data = bytes([0, len(text)]) + text  # the disconnect of the login state; both lengths are below 128
+        return await stream.send_all(bytes([len(data)]) + data)
+    await stream.send_all(f"welcome to {node_id}; say something\n".encode())
+    *lines, held = held.split(b"\n")
+    for line in lines:
+        await stream.send_all(node_id.encode() + b": " + line + b"\n")
     while data := await stream.receive_some(LINE_BYTES_MAX):
         *lines, held = (held + data).split(b"\n")
         for line in lines:

@@ -20,9 +20,10 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from fairlead.backend.asks import Asks
 from fairlead.backend.context import Context, Transaction, TransactionMisused
 from fairlead.backend.decisions import FenceStale, Refuse, RunCancelled
-from fairlead.backend.handlers import Handler, TransientFailure
+from fairlead.backend.handlers import CommandEnded, Handler, TransientFailure
 from fairlead.backend.inbox import Inbox
 from fairlead.backend.threads import HandlerThreads
 from fairlead.protocol.limits import DETAIL_CHARS_MAX
@@ -78,6 +79,7 @@ class Surroundings:
     threads: HandlerThreads
     node_id: str
     value_bytes_max: int
+    asks: Asks | None = None
 
 
 class Watch:
@@ -144,6 +146,12 @@ class Execution:
         if isinstance(error, FenceStale):
             around.observer.refused(Reason.FENCE_STALE, str(error), run=active.delivery.run_id)
             return None
+        if isinstance(error, CommandEnded):
+            around.observer.log.warning(
+                "command_failed", command=active.delivery.command, run=active.delivery.run_id,
+                correlation_id=active.correlation_id, reason=error.reason.value, detail=told(error.detail),
+            )  # fmt: skip
+            return self._failed(error.reason, error.detail)
         if isinstance(error, RunCancelled) or (active.cancelled and self._handler.is_async):
             return self._failed(Reason.RUN_CANCELLED, "interrupted while it ran")
         if isinstance(error, TransientFailure):
@@ -166,6 +174,10 @@ class Execution:
         if self._active.cancelled:
             if once and not self._handler.is_async:
                 return self._failed(Reason.OUTCOME_UNKNOWN, "cancelled while its thread ran, which goes on")
+            if once and self._handler.goes_on:
+                return self._failed(
+                    Reason.OUTCOME_UNKNOWN, "cancelled while a server worked on it, which goes on"
+                )
             return self._failed(Reason.RUN_CANCELLED, "interrupted while it ran")
         reason = Reason.OUTCOME_UNKNOWN if once else Reason.HANDLER_TIMEOUT
         ran_s = (self._around.world.wall_ms() - self._started_at_ms) / 1000
@@ -177,6 +189,7 @@ class Execution:
         context = Context(
             delivery.run_id, delivery.fence, delivery.root_run_id, delivery.identity, delivery.tenant,
             delivery.deadline_at_ms, self._active.correlation_id, around.node_id, self._bind_log, self._transact,
+            around.asks,
         )  # fmt: skip
         function = self._handler.function
         if self._handler.is_async:

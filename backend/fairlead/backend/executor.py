@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 import trio
 
+from fairlead.backend.asks import Asks
 from fairlead.backend.decisions import NEVER_STARTED, Answer, Execute, Refuse
 from fairlead.backend.ends import Ends
 from fairlead.backend.execution import ActiveRun, Execution, Phase, Surroundings, Watch
@@ -38,6 +39,7 @@ from fairlead.runtime.world import World
 ENDS_HERE: Final = (
     Reason.HANDLER_KILLS_NODE, Reason.RUN_CANCELLED,
 )  # fmt: skip
+HALTED: Final = "the kill switch is on"
 STREAK_MAX: Final = 32  # handlers that never wait, executed in a row before others get a turn
 # What is reported, its correlation id, and the link that asked last (None: any).
 Report = Callable[[Result | DeliveryRefused, str, object], None]
@@ -50,11 +52,16 @@ class Switches:
 
     paused: bool = False
     drained: bool = False  # by an operator, through the proxy
+    halted_by: set[object] = field(default_factory=set)  # links whose proxy says that the kill switch is on
     stopping: bool = False  # this process ends
 
     @property
     def draining(self) -> bool:
         return self.drained or self.stopping
+
+    @property
+    def halted(self) -> bool:
+        return bool(self.halted_by)
 
 
 class Executor:
@@ -76,12 +83,13 @@ class Executor:
         queue_max: int,
         timeout_ms_max: int,
         value_bytes_max: int,
+        asks: Asks | None = None,
     ) -> None:
         self._world, self._inbox, self._handlers, self._mirror = world, inbox, handlers, mirror
         self._observer, self._report, self._isolation = observer, report, isolation
         self._trust = trust
         self.threads = HandlerThreads(world, observer.metrics)
-        self._around = Surroundings(world, inbox, observer, self.threads, node_id, value_bytes_max)
+        self._around = Surroundings(world, inbox, observer, self.threads, node_id, value_bytes_max, asks)
         self.concurrent_max, self.queue_max = concurrent_max, queue_max
         self._timeout_ms_max = timeout_ms_max
         self.switches = Switches()
@@ -128,6 +136,18 @@ class Executor:
             )
             return
         self._intake.append((message, correlation_id, origin))
+        self._arrived.set()
+
+    def halt(self, on: bool, origin: object) -> None:
+        """The proxy of a link says whether its kill switch is on. While any does, nothing begins here: what waits is
+        given back, durably not started, so that no deadline passes over it and no lease is held for it. What runs
+        finishes."""
+        if not on:
+            self.switches.halted_by.discard(origin)
+            if not self.switches.halted:
+                self._workers_idle.unpark_all()
+            return
+        self.switches.halted_by.add(origin)
         self._arrived.set()
 
     def ack(self, runs: Sequence[tuple[str, int]]) -> None:
@@ -181,7 +201,14 @@ class Executor:
                 await self._decide(batch)
             for cancel in cancels:
                 await self._cancel(*cancel)
+            if self.switches.halted and self._queue:
+                await self._give_back_waiting()
             self._say_if_idle()
+
+    async def _give_back_waiting(self) -> None:
+        waiting = [run for run in self._queue if run.phase is Phase.QUEUED]
+        self._queue.clear()
+        await self._refuse([(run, Refuse(Reason.BRIDGE_PAUSED, HALTED)) for run in waiting])
 
     def _is_known(self, delivery: Deliver, origin: object, problem: Reject | None) -> bool:
         """Already in this process: only its fence may move, and who is answered. Said again, it is not done again."""
@@ -252,6 +279,8 @@ class Executor:
             return Refuse(Reason.RUN_CANCELLED, NEVER_STARTED)
         if run.expired is not None:
             return run.expired
+        if self.switches.halted:
+            return Refuse(Reason.BRIDGE_PAUSED, HALTED)
         if self.switches.paused:
             return Refuse(Reason.BRIDGE_PAUSED, "")
         if self.switches.draining:
@@ -364,7 +393,7 @@ class Executor:
             self._streak = 0
             await trio.lowlevel.checkpoint()
         while True:
-            while not self._queue:
+            while not self._queue or self.switches.halted:  # what waits then is given back
                 await self._workers_idle.park()
             run = self._queue.popleft()
             if run.phase is Phase.QUEUED:  # not cancelled meanwhile
@@ -397,6 +426,9 @@ class Executor:
         delivery = run.delivery
         handler = self._handlers[delivery.command]
         started_at_ms = self._world.wall_ms()
+        if self.switches.halted:  # since it was taken from the queue, to be alone
+            await self._refuse([(run, Refuse(Reason.BRIDGE_PAUSED, HALTED))])
+            return None
         if started_at_ms >= delivery.deadline_at_ms:
             why = Refuse(Reason.DEADLINE_EXCEEDED, "it waited in this node's queue until then")
             await self._refuse([(run, why)])

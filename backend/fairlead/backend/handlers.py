@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from fairlead.backend.asks import TIMEOUT_S, Asks
 from fairlead.backend.decisions import starts_durably
+from fairlead.backend.referral import OnRefer
 from fairlead.backend.signature import HandlerInvalid, description_of, parameters_of
+from fairlead.protocol.reasons import Reason, Refused
 from fairlead.protocol.registry import (
     Descriptor,
     Effect,
@@ -28,13 +31,23 @@ class TransientFailure(Exception):
     """Raise it from a handler when trying again later may help."""
 
 
+class CommandEnded(Exception):
+    """How a command that is no Python ended without a value, where a reason says more than that it failed."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function with the descriptor it is announced by, and what every execution asks of that."""
+    """A function with the descriptor it is announced by, and what every execution asks of that. `goes_on`: what it
+    began elsewhere is not stopped by interrupting it."""
 
     item: Item
     function: Callable[..., Any]
     is_async: bool
+    goes_on: bool = False
     effect: str = field(init=False)
     parameters: tuple[Parameter, ...] = field(init=False)
     starts_durably: bool = field(init=False)
@@ -57,6 +70,18 @@ class Background:
     world: World
     observer: Observer
     node_id: str
+    asks: Asks | None = None
+
+    async def player_command(
+        self, command: str, *, session: str = "", player: str = "", timeout_s: float = TIMEOUT_S, **args: Any
+    ) -> Any:
+        """The value of a command that a player entered here (`session`, or `player`: name or uuid), which the proxy
+        has executed as that player. Raises Refused."""
+        if self.asks is None:
+            raise Refused(Reason.PROXY_UNREACHABLE, "this node has no links")
+        return await self.asks.player_command(
+            command, args, session=session, player=player, timeout_s=timeout_s
+        )
 
 
 class Node:
@@ -65,12 +90,21 @@ class Node:
     def __init__(self) -> None:
         self.handlers: dict[str, Handler] = {}
         self.backgrounds: list[Callable[[Background], Awaitable[None]]] = []
+        self.referring: OnRefer | None = None
 
     def background(
         self, function: Callable[[Background], Awaitable[None]]
     ) -> Callable[[Background], Awaitable[None]]:
         """Register an async function that runs beside the commands for as long as the node does."""
         self.backgrounds.append(function)
+        return function
+
+    def on_refer(self, function: OnRefer) -> OnRefer:
+        """Register the async function that sends a player of the local server elsewhere. It returns once the server
+        took it on, and raises ReferralRejected with the reason where the player stays."""
+        if self.referring is not None or not inspect.iscoroutinefunction(function):
+            raise HandlerInvalid("on_refer takes one async function")
+        self.referring = function
         return function
 
     def command(

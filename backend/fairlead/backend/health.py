@@ -7,6 +7,7 @@ from typing import Any
 from fairlead.backend.callbacks import REPLAY_PATH, ReplayEndpoint
 from fairlead.backend.config import NodeConfig
 from fairlead.backend.executor import Executor
+from fairlead.backend.gate.gate import Gate
 from fairlead.backend.inbox import Inbox
 from fairlead.backend.links import Links
 from fairlead.backend.mirror import Mirror
@@ -14,7 +15,7 @@ from fairlead.backend.retention import Retention
 from fairlead.protocol.reasons import Reason
 from fairlead.runtime.http.message import Request, Response, json_response, problem, text_response
 from fairlead.runtime.observer import Observer
-from fairlead.runtime.version import SOFTWARE
+from fairlead.runtime.version import SOFTWARE, artifact
 from fairlead.runtime.world import World
 
 
@@ -33,7 +34,9 @@ class NodeHealth:
         links: Links,
         incarnation: str,
         replay: ReplayEndpoint,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate
         self._config, self._world, self._observer = config, world, observer
         self._executor, self._inbox, self._mirror, self._links = executor, inbox, mirror, links
         self._incarnation, self._retention, self._replay = incarnation, retention, replay
@@ -90,6 +93,7 @@ class NodeHealth:
         position = self._mirror.position
         return {
             "software": SOFTWARE,
+            "artifact": artifact(),
             "node": self._config.server_id,
             "incarnation": self._incarnation,
             "now_ms": self._world.wall_ms(),
@@ -101,6 +105,7 @@ class NodeHealth:
                 "synchronized": self._mirror.synchronized,
             },
             "inbox": {**await self._inbox.counts(), "tombstones_kept_ms": self._retention.keep_ms},
+            "gate": None if self._gate is None else self._gate.status(),
             "rejects": self._observer.rejects(),
         }  # fmt: skip
 

@@ -13,10 +13,12 @@ from typing import Any, Final, Protocol
 import msgspec
 import trio
 
+from fairlead.backend.asks import Asks
 from fairlead.backend.batches import announcements, result_batches
 from fairlead.backend.executor import Executor
 from fairlead.backend.inbox import UNACKED_START, Inbox
 from fairlead.backend.mirror import Effect, Mirror, Persist
+from fairlead.backend.referral import Referrer
 from fairlead.backend.retention import Retention
 from fairlead.protocol import messages as m
 from fairlead.protocol.channel import (
@@ -60,6 +62,16 @@ class LinkSettings:
     backoff_max_s: float
     labels: dict[str, str]
     trust_key_ids: tuple[bytes, ...] = ()
+    gate_boot: bytes = b""
+    refers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlayerTraffic:
+    """What a proxy says of players goes there. The same for all links of a node."""
+
+    asks: Asks
+    referrer: Referrer
 
 
 class Siblings(Protocol):
@@ -88,7 +100,9 @@ class ProxyLink:
         retention: Retention,
         siblings: Siblings,
         observer: Observer,
+        players: PlayerTraffic | None = None,
     ) -> None:
+        self._players = players
         self._retention, self._siblings = retention, siblings
         self._registry_lock = registry_lock
         self._world, self._settings, self.host, self.port = world, settings, host, port
@@ -103,6 +117,7 @@ class ProxyLink:
         self._stopping = False
         self._beats: deque[tuple[int, int]] = deque(maxlen=16)  # (sequence, sent_at_ms)
         self._sequence = 0
+        self._halt_epoch = 0
         self._held_from = 0  # where the next heartbeat's list of runs begins
         self._results: list[m.Result] = []  # of this turn of the event loop
         self._gathered = trio.Event()
@@ -197,6 +212,9 @@ class ProxyLink:
         finally:
             stood = self.connected
             self._pump, self._welcome, self.connected_since_ms = None, None, None
+            # A proxy that is gone delivers nothing; the others say themselves how the kill switch is.
+            self._executor.halt(False, self)
+            self._halt_epoch = 0
             self._results.clear()  # they are in the inbox, and told again
             self._mirror.forget_staging(self)
             stream.close()
@@ -239,7 +257,8 @@ class ProxyLink:
             m.Hello(
                 self._incarnation, SOFTWARE, self._started_at_ms, self._share(),
                 self._mirror.position, self._settings.labels, self._executor.switches.draining,
-                self._settings.trust_key_ids,
+                self._settings.trust_key_ids, refers=self._settings.refers,
+                gate_boot=self._settings.gate_boot,
             )
         )  # fmt: skip
         for message in announcements(self._announcements):
@@ -276,14 +295,22 @@ class ProxyLink:
                 self._executor.ack(runs)
             case m.Cancel():
                 self._executor.cancel(message, correlation_id, self)
+            case m.PlayerAnswer() if self._players is not None:
+                self._players.asks.answered(message, self)
+            case m.Refer() if self._players is not None:
+                self._players.referrer.refer(message, self)
             case m.HeartbeatAck(sequence, proxy_now_ms):
                 self._measure(sequence, proxy_now_ms)
             case m.Welcome():
                 self._on_welcome(message)
-            case m.NodeControl(paused, draining):
+            case m.NodeControl(paused, draining, halted, epoch):
                 self._executor.switches.paused = paused
                 self._executor.switches.drained = draining
-                self._observer.log.info("node_control", paused=paused, draining=draining)
+                self._executor.halt(halted, self)
+                self._observer.log.info("node_control", paused=paused, draining=draining, halted=halted)
+                if epoch != self._halt_epoch:  # operators wait for it
+                    self._halt_epoch = epoch
+                    self.beat_now()
             case (
                 m.RegistryUpToDate()
                 | m.RegistryDelta()
@@ -313,6 +340,8 @@ class ProxyLink:
         self._executor.switches.drained = welcome.draining
         self._retention.heard(welcome.lease_ms)
         self._siblings.joined(self)
+        if self._players is not None:
+            self._players.asks.joined(self)
         self.tell_unacked()
 
     def _judge(self, message: m.Message) -> list[Effect]:
@@ -373,6 +402,7 @@ class ProxyLink:
             m.Heartbeat(
                 self._sequence, executor.running, executor.waiting, self._share(), self._mirror.position,
                 self.skew_ms, self.round_trip_ms, executor.switches.draining, self._holding(),
+                self._halt_epoch,
             )
         )  # fmt: skip
 

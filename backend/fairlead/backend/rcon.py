@@ -31,6 +31,14 @@ class RconFailed(Exception):
     """The server could not be asked; the message says why."""
 
 
+class RconUnreached(RconFailed):
+    """The command did not leave, and may another time."""
+
+
+class RconRefused(RconFailed):
+    """The command did not leave, and would not another time."""
+
+
 @dataclass(frozen=True, slots=True)
 class RconSettings:
     """Where the server takes commands."""
@@ -74,25 +82,33 @@ def decode(buffer: bytes) -> tuple[Packet, bytes] | None:
 
 
 async def ask(world: World, settings: RconSettings, command: str) -> str:
-    """What the server answers to a command. Raises RconFailed."""
+    """What the server answers to a command. Raises RconFailed: as RconRefused or RconUnreached where it did nothing."""
     raw = command.encode()
     if len(raw) > COMMAND_BYTES_MAX or any(byte < 0x20 for byte in raw):
-        raise RconFailed("the command is too long, or has control characters")
-    where = f"{settings.host}:{settings.port}"
+        raise RconRefused("the command is too long, or has control characters")
+    where, left = f"{settings.host}:{settings.port}", False
     try:
         with trio.fail_after(settings.timeout_s):
             stream = await world.connect_tcp(settings.host, settings.port)
             try:
-                return await _converse(stream, settings.password, raw)
+                buffer = await _log_in(stream, settings.password)
+                left = True
+                return await _question(stream, buffer, raw)
             finally:
                 stream.close()
+    except RconRefused:
+        raise
     except trio.TooSlowError:
-        raise RconFailed(f"{where} did not answer within {settings.timeout_s:g} s") from None
+        problem = f"{where} did not answer within {settings.timeout_s:g} s"
+    except RconFailed as error:
+        problem = str(error)
     except (OSError, trio.BrokenResourceError) as error:
-        raise RconFailed(f"{where}: {error}") from error
+        problem = f"{where}: {error}"
+    raise RconFailed(problem) if left else RconUnreached(problem)
 
 
-async def _converse(stream: ByteStream, password: str, command: bytes) -> str:
+async def _log_in(stream: ByteStream, password: str) -> bytes:
+    """What came after the server took the password."""
     await stream.send_all(encode(Packet(_AUTH_ID, AUTH, password.encode())))
     buffer = b""
     while True:
@@ -100,7 +116,11 @@ async def _converse(stream: ByteStream, password: str, command: bytes) -> str:
         if packet.kind == AUTH_ANSWER:  # some servers send an empty answer before it
             break
     if packet.id != _AUTH_ID:
-        raise RconFailed("the server refused the password")
+        raise RconRefused("the server refused the password")
+    return buffer
+
+
+async def _question(stream: ByteStream, buffer: bytes, command: bytes) -> str:
     await stream.send_all(encode(Packet(_COMMAND_ID, COMMAND, command)))
     packet, _ = await _next(stream, buffer)
     if packet.id != _COMMAND_ID:

@@ -54,6 +54,17 @@ class MessageType(enum.IntEnum):
     RUNS_ENDED = 46
     WATCH = 47
     CANCEL_RUNS = 48
+    PLAYER_COMMAND = 49
+    PLAYER_ANSWER = 50
+    REFER = 51
+    REFERRED = 52
+    EDGE_HELLO = 60
+    EDGE_WELCOME = 61
+    EDGE_STATE = 62
+    EDGE_REPORT = 63
+    EDGE_ASK = 64
+    EDGE_ANSWER = 65
+    EDGE_TELL = 66
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +82,8 @@ class Hello(Message, frozen=True, array_like=True):
     labels: Labels = {}
     draining: bool = False
     trust_key_ids: tuple[bytes, ...] = ()  # of the keys it believes trust tokens under
+    refers: bool = False  # it can send a player of its local server to another address
+    gate_boot: bytes = b""  # which run of its gate proofs of proxy are made for; empty: it has none
 
 
 class Welcome(Message, frozen=True, array_like=True):
@@ -99,6 +112,7 @@ class Heartbeat(Message, frozen=True, array_like=True):
     round_trip_ms: Signed | None = None
     draining: bool = False
     holding: tuple[tuple[Name, Count], ...] = ()
+    halt_epoch: Count = 0  # of the last statement about the kill switch that is in force here
 
 
 class HeartbeatAck(Message, frozen=True, array_like=True):
@@ -109,10 +123,12 @@ class HeartbeatAck(Message, frozen=True, array_like=True):
 
 
 class NodeControl(Message, frozen=True, array_like=True):
-    """What operators decided about this node."""
+    """What operators decided about this node. `halted`: the kill switch is on; nothing that waits here begins."""
 
     paused: bool
     draining: bool
+    halted: bool = False
+    epoch: Count = 0  # grows with every change of the kill switch
 
 
 class Notice(Message, frozen=True, array_like=True):
@@ -381,6 +397,102 @@ class CancelRuns(Message, frozen=True, array_like=True):
     run_ids: tuple[Name, ...]
 
 
+class PlayerCommand(Message, frozen=True, array_like=True):
+    """A player entered a command on this node. The id, a UUID that the node chooses, becomes the run's: saying it
+    again cannot make a second run. One of `session` and `player` (a name or a uuid) says who it is."""
+
+    request_id: Name
+    session: Name
+    player: Name
+    command: Name
+    args_json: bytes
+    wait_ms: Count = 0  # how long the node waits for the end; 0: as the command's own time
+
+
+class PlayerAnswer(Message, frozen=True, array_like=True):
+    """How a player's command ended, or why it was refused. `value_json` only where it completed."""
+
+    request_id: Name
+    status: Name
+    value_json: bytes
+    reason: str = ""
+    detail: str = ""
+
+
+class Refer(Message, frozen=True, array_like=True):
+    """Send this player to this address: the server asks the client to connect there."""
+
+    transfer_id: Name
+    session: Name
+    player_name: Name
+    player_uuid: Name
+    host: str  # where the client shall go; where the token can be part of the name, it is
+    port: Count
+    token: bytes  # for servers that can give the client something to bring along
+    expires_at_ms: Count
+
+
+class Referred(Message, frozen=True, array_like=True):
+    """What became of it: the server took it on, or why not."""
+
+    transfer_id: Name
+    ok: bool
+    detail: str = ""
+
+
+# Between a proxy's process and its edge workers, children of the same software (`proxy/edge/workers`). What they say is
+# typed there: none of it leaves the machine, or outlives the process.
+class EdgeHello(Message, frozen=True, array_like=True):
+    """First message of an edge worker."""
+
+    software: Name
+    pid: Count
+
+
+class EdgeWelcome(Message, frozen=True, array_like=True):
+    """The answer: what to serve. Said again, whole, whenever that changes."""
+
+    generation: Count
+    body: bytes
+
+
+class EdgeState(Message, frozen=True, array_like=True):
+    """How things stand: nodes, proofs, checks, drains, shares, players. Always all of it."""
+
+    sequence: Count
+    body: bytes
+
+
+class EdgeReport(Message, frozen=True, array_like=True):
+    """What changed at a worker since its last report: sessions, connections, counters, and what happened."""
+
+    sequence: Count
+    body: bytes
+
+
+class EdgeAsk(Message, frozen=True, array_like=True):
+    """Something that only the main process can say."""
+
+    ask_id: Count
+    body: bytes
+
+
+class EdgeAnswer(Message, frozen=True, array_like=True):
+    """The answer, or why it is no."""
+
+    ask_id: Count
+    body: bytes
+    reason: Name = ""
+    detail: str = ""
+    retry_after_ms: Count = 0
+
+
+class EdgeTell(Message, frozen=True, array_like=True):
+    """What a worker shall do."""
+
+    body: bytes
+
+
 # Type -> (class, roles that may send it). What is missing here does not exist.
 CATALOGUE: Final[dict[MessageType, tuple[type[Message], frozenset[Role]]]] = {
     MessageType.HELLO: (Hello, frozenset({Role.NODE})),
@@ -415,6 +527,17 @@ CATALOGUE: Final[dict[MessageType, tuple[type[Message], frozenset[Role]]]] = {
     MessageType.RUNS_ENDED: (RunsEnded, frozenset({Role.PROXY})),
     MessageType.WATCH: (Watch, frozenset({Role.CLIENT})),
     MessageType.CANCEL_RUNS: (CancelRuns, frozenset({Role.CLIENT})),
+    MessageType.PLAYER_COMMAND: (PlayerCommand, frozenset({Role.NODE})),
+    MessageType.PLAYER_ANSWER: (PlayerAnswer, frozenset({Role.PROXY})),
+    MessageType.REFER: (Refer, frozenset({Role.PROXY})),
+    MessageType.REFERRED: (Referred, frozenset({Role.NODE})),
+    MessageType.EDGE_HELLO: (EdgeHello, frozenset({Role.EDGE})),
+    MessageType.EDGE_WELCOME: (EdgeWelcome, frozenset({Role.PROXY})),
+    MessageType.EDGE_STATE: (EdgeState, frozenset({Role.PROXY})),
+    MessageType.EDGE_REPORT: (EdgeReport, frozenset({Role.EDGE})),
+    MessageType.EDGE_ASK: (EdgeAsk, frozenset({Role.EDGE})),
+    MessageType.EDGE_ANSWER: (EdgeAnswer, frozenset({Role.PROXY})),
+    MessageType.EDGE_TELL: (EdgeTell, frozenset({Role.PROXY})),
 }
 TYPE_OF: Final[dict[type[Message], MessageType]] = {row[0]: number for number, row in CATALOGUE.items()}
 

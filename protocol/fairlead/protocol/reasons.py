@@ -1,6 +1,6 @@
 """The one table of reasons: why anything was refused, failed or ended.
 
-Owns every reason code of Fairlead, once, with what follows from it. Logs, metrics, HTTP errors, the
+Owns what follows from every reason code of Fairlead (`reason_codes` spells them), once. Logs, metrics, HTTP errors, the
 command line and the documentation all read this table; none of them has a list of its own.
 
 Invariants (tested): every code has exactly one row; a code keeps the spelling of the runbook that
@@ -10,254 +10,12 @@ which is never retried (unknown fails closed).
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
-
-class Family(enum.StrEnum):
-    """Which part of the journey refused. A family is also a metric: `fairlead_<family>_reject_total`."""
-
-    HANDSHAKE = "handshake"  # before a link exists
-    CONTROL = "control"  # an envelope or frame on a link
-    REGISTRY = "registry"  # command registry and its sync
-    DISPATCH = "dispatch"  # a submission, before it is accepted
-    RUN = "run"  # how an accepted run ended, or why a delivery was turned down
-    EDGE = "edge"  # client bytes
-    OPS = "ops"  # the operators' HTTP surface
-    SECURITY = "security"  # trust, identity, tenants
-
-
-class ResponseClass(enum.StrEnum):
-    """What the caller may conclude."""
-
-    RETRYABLE = "retryable"  # the same request may succeed later
-    BLOCKED = "blocked"  # it will not, until something is changed
-    UNKNOWN = "unknown"  # nobody can know whether it took effect
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What follows from a reason. `status` is the HTTP status where the reason is told over HTTP."""
-
-    family: Family
-    response: ResponseClass
-    status: int
-    title: str
-    action: str
-
-
-class Reason(enum.StrEnum):
-    """Every code. The value is the spelling on the wire, in metrics and in errors."""
-
-    # -- handshake
-    HANDSHAKE_MALFORMED = "HANDSHAKE_MALFORMED"
-    HANDSHAKE_KEY_UNKNOWN = "HANDSHAKE_KEY_UNKNOWN"
-    HANDSHAKE_AUTH_FAILED = "HANDSHAKE_AUTH_FAILED"
-    HANDSHAKE_TIMEOUT = "HANDSHAKE_TIMEOUT"
-    HANDSHAKE_LIMIT = "HANDSHAKE_LIMIT"
-    HANDSHAKE_ADDRESS_LIMIT = "HANDSHAKE_ADDRESS_LIMIT"
-    HANDSHAKE_CLOSED = "HANDSHAKE_CLOSED"
-    PROXY_UNREACHABLE = "PROXY_UNREACHABLE"
-    HANDSHAKE_REPLAYED = "HANDSHAKE_REPLAYED"
-    IDENTITY_NOT_LISTED = "IDENTITY_NOT_LISTED"
-    IDENTITY_REVOKED = "IDENTITY_REVOKED"
-    PREVIOUS_KEY_EXPIRED = "PREVIOUS_KEY_EXPIRED"
-    ROLE_NOT_SERVED = "ROLE_NOT_SERVED"
-    INCARNATION_CONFLICT = "INCARNATION_CONFLICT"
-    CLIENT_LINK_LIMIT = "CLIENT_LINK_LIMIT"
-    # -- control
-    DECRYPT_FAILED = "DECRYPT_FAILED"
-    LINK_TRUNCATED = "LINK_TRUNCATED"
-    LINK_CLOSED = "LINK_CLOSED"
-    LINK_ENDED_BY_PEER = "LINK_ENDED_BY_PEER"
-    LINK_IDLE_TIMEOUT = "LINK_IDLE_TIMEOUT"
-    LINK_WRITE_TIMEOUT = "LINK_WRITE_TIMEOUT"
-    LINK_DISPLACED = "LINK_DISPLACED"
-    LINK_MISBEHAVED = "LINK_MISBEHAVED"
-    PACKET_TOO_LARGE = "PACKET_TOO_LARGE"
-    INGRESS_BACKPRESSURE = "INGRESS_BACKPRESSURE"
-    VERSION_MISMATCH = "VERSION_MISMATCH"
-    MALFORMED_ENVELOPE = "MALFORMED_ENVELOPE"
-    UNEXPECTED_SENDER = "UNEXPECTED_SENDER"
-    WRONG_AUDIENCE = "WRONG_AUDIENCE"
-    INVALID_TIMESTAMP = "INVALID_TIMESTAMP"
-    PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
-    REPLAYED_ENVELOPE = "REPLAYED_ENVELOPE"
-    REPLAYED_REQUEST = "REPLAYED_REQUEST"
-    REPLAYED_SNAPSHOT = "REPLAYED_SNAPSHOT"
-    UNSUPPORTED_TYPE = "UNSUPPORTED_TYPE"
-    UNAUTHORIZED_TYPE = "UNAUTHORIZED_TYPE"
-    MALFORMED_PAYLOAD = "MALFORMED_PAYLOAD"
-    OUTBOUND_PAYLOAD_TOO_LARGE = "OUTBOUND_PAYLOAD_TOO_LARGE"
-    FOREIGN_STATEMENT = "FOREIGN_STATEMENT"
-    # -- registry
-    REGISTRY_NOT_SYNCHRONIZED = "REGISTRY_NOT_SYNCHRONIZED"
-    REGISTRY_STALE_GENERATION = "REGISTRY_STALE_GENERATION"
-    REGISTRY_WRONG_FLEET = "REGISTRY_WRONG_FLEET"
-    REGISTRY_DIGEST_MISMATCH = "REGISTRY_DIGEST_MISMATCH"
-    REGISTRY_GAP = "REGISTRY_GAP"
-    REGISTRY_CHUNK_INVALID = "REGISTRY_CHUNK_INVALID"
-    REGISTRY_TOO_LARGE = "REGISTRY_TOO_LARGE"
-    NAMESPACE_NOT_GRANTED = "NAMESPACE_NOT_GRANTED"
-    DESCRIPTOR_INVALID = "DESCRIPTOR_INVALID"
-    DESCRIPTOR_CONFLICT = "DESCRIPTOR_CONFLICT"
-    DESCRIPTOR_STALE = "DESCRIPTOR_STALE"
-    # -- dispatch: a submission before acceptance
-    BODY_MALFORMED = "BODY_MALFORMED"
-    BODY_TOO_LARGE = "BODY_TOO_LARGE"
-    BATCH_TOO_LARGE = "BATCH_TOO_LARGE"
-    COMMAND_UNKNOWN = "COMMAND_UNKNOWN"
-    ARGUMENTS_INVALID = "ARGUMENTS_INVALID"
-    TARGET_UNKNOWN = "TARGET_UNKNOWN"
-    TARGET_INVALID = "TARGET_INVALID"
-    DEADLINE_INVALID = "DEADLINE_INVALID"
-    IDEMPOTENCY_KEY_INVALID = "IDEMPOTENCY_KEY_INVALID"
-    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
-    QUEUE_FULL = "QUEUE_FULL"
-    DISPATCH_KILL_SWITCH = "DISPATCH_KILL_SWITCH"
-    DISPATCH_DRAINING = "DISPATCH_DRAINING"
-    DISPATCH_DISABLED = "DISPATCH_DISABLED"
-    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
-    RUN_UNKNOWN = "RUN_UNKNOWN"
-    RUN_ALREADY_ENDED = "RUN_ALREADY_ENDED"
-    RUN_NOT_OWNED = "RUN_NOT_OWNED"
-    RUN_NOT_FAILED = "RUN_NOT_FAILED"
-    SCHEDULE_INVALID = "SCHEDULE_INVALID"
-    TENANT_DRAINING = "TENANT_DRAINING"
-    DLQ_RECORD_UNKNOWN = "DLQ_RECORD_UNKNOWN"
-    DLQ_NOT_QUEUED = "DLQ_NOT_QUEUED"
-    DLQ_PLAN_CHANGED = "DLQ_PLAN_CHANGED"
-    DLQ_FORCE_FORBIDDEN = "DLQ_FORCE_FORBIDDEN"
-    DLQ_REPLAY_EMPTY = "DLQ_REPLAY_EMPTY"
-    REPLAY_RATE_LIMITED = "REPLAY_RATE_LIMITED"
-    DLQ_TOO_YOUNG = "DLQ_TOO_YOUNG"
-    DLQ_TOO_SOON = "DLQ_TOO_SOON"
-    DLQ_MAX_REPLAYS = "DLQ_MAX_REPLAYS"
-    DLQ_NOT_TRANSIENT = "DLQ_NOT_TRANSIENT"
-    DLQ_BUDGET_DAILY = "DLQ_BUDGET_DAILY"
-    DLQ_BUDGET_MONTHLY = "DLQ_BUDGET_MONTHLY"
-    DLQ_TENANT_PAUSED = "DLQ_TENANT_PAUSED"
-    DLQ_NODE_PAUSED = "DLQ_NODE_PAUSED"
-    DLQ_REPLAY_OFF = "DLQ_REPLAY_OFF"
-    DLQ_REPLAY_STOPPED = "DLQ_REPLAY_STOPPED"
-    APPROVAL_UNKNOWN = "APPROVAL_UNKNOWN"
-    APPROVAL_OWN = "APPROVAL_OWN"
-    APPROVAL_AGENT_FORBIDDEN = "APPROVAL_AGENT_FORBIDDEN"
-    APPROVAL_ALREADY_VOTED = "APPROVAL_ALREADY_VOTED"
-    APPROVAL_PLAN_CHANGED = "APPROVAL_PLAN_CHANGED"
-    APPROVAL_REJECTED = "APPROVAL_REJECTED"
-    HITL_TIMEOUT_FAIL_CLOSED = "hitl_timeout_fail_closed"
-    HITL_TERMINAL_STATE_IMMUTABLE = "hitl_terminal_state_immutable"
-    CIRCUIT_OPEN = "CIRCUIT_OPEN"
-    LEASE_TAKEN_OVER = "LEASE_TAKEN_OVER"
-    RUN_ID_TAKEN = "RUN_ID_TAKEN"
-    CALLBACK_URL_REFUSED = "CALLBACK_URL_REFUSED"
-    # -- run: how it ended, or why a delivery was turned down
-    HANDLER_FAILED = "HANDLER_FAILED"
-    HANDLER_FAILED_TRANSIENT = "HANDLER_FAILED_TRANSIENT"
-    HANDLER_TIMEOUT = "HANDLER_TIMEOUT"
-    HANDLER_KILLS_NODE = "HANDLER_KILLS_NODE"
-    HANDLER_MISSING = "HANDLER_MISSING"
-    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    DESCRIPTOR_MISMATCH = "DESCRIPTOR_MISMATCH"
-    RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
-    RESULT_INVALID = "RESULT_INVALID"
-    FENCE_STALE = "FENCE_STALE"
-    BRIDGE_PAUSED = "BRIDGE_PAUSED"
-    NODE_DRAINING = "NODE_DRAINING"
-    CHILD_FAILED = "CHILD_FAILED"
-    RUN_CANCELLED = "RUN_CANCELLED"
-    CALLBACK_ADDRESS_REFUSED = "CALLBACK_ADDRESS_REFUSED"
-    CALLBACK_NOT_DELIVERED = "CALLBACK_NOT_DELIVERED"
-    CALLBACK_DEAD = "CALLBACK_DEAD"
-    # -- edge: client bytes
-    HTTP_HEAD_MALFORMED = "HTTP_HEAD_MALFORMED"
-    HTTP_HEAD_TOO_LARGE = "HTTP_HEAD_TOO_LARGE"
-    HTTP_HEAD_TIMEOUT = "HTTP_HEAD_TIMEOUT"
-    HTTP_FRAMING_AMBIGUOUS = "HTTP_FRAMING_AMBIGUOUS"
-    HTTP_VERSION_UNSUPPORTED = "HTTP_VERSION_UNSUPPORTED"
-    HTTP_METHOD_UNSUPPORTED = "HTTP_METHOD_UNSUPPORTED"
-    HTTP_EXPECTATION_UNSUPPORTED = "HTTP_EXPECTATION_UNSUPPORTED"
-    HTTP_BODY_MALFORMED = "HTTP_BODY_MALFORMED"
-    HTTP_BODY_TOO_LARGE = "HTTP_BODY_TOO_LARGE"
-    HTTP_BODY_TIMEOUT = "HTTP_BODY_TIMEOUT"
-    CLIENT_GONE = "CLIENT_GONE"
-    CLIENT_WRITE_TIMEOUT = "CLIENT_WRITE_TIMEOUT"
-    CONNECTION_LIMIT = "CONNECTION_LIMIT"
-    CONNECTION_RATE_LIMIT = "CONNECTION_RATE_LIMIT"
-    JOIN_RATE_LIMIT = "JOIN_RATE_LIMIT"
-    ADDRESS_DENIED = "ADDRESS_DENIED"
-    CLIENT_HANDSHAKE_LIMIT = "CLIENT_HANDSHAKE_LIMIT"
-    CLIENT_HANDSHAKE_RATE_LIMIT = "CLIENT_HANDSHAKE_RATE_LIMIT"
-    ROUTING_LIMIT = "ROUTING_LIMIT"
-    HANDOVER_FAILED = "HANDOVER_FAILED"
-    BACKEND_NONE_AVAILABLE = "BACKEND_NONE_AVAILABLE"
-    BACKEND_UNREACHABLE = "BACKEND_UNREACHABLE"
-    BACKEND_TIMEOUT = "BACKEND_TIMEOUT"
-    BACKEND_CLOSED_EARLY = "BACKEND_CLOSED_EARLY"
-    BACKEND_RESPONSE_MALFORMED = "BACKEND_RESPONSE_MALFORMED"
-    RELAY_IDLE_TIMEOUT = "RELAY_IDLE_TIMEOUT"
-    PROXY_HEADER_MALFORMED = "PROXY_HEADER_MALFORMED"
-    PROXY_TOKEN_REJECTED = "PROXY_TOKEN_REJECTED"
-    # -- ops
-    UNAUTHENTICATED = "UNAUTHENTICATED"
-    OPS_RATE_LIMITED = "OPS_RATE_LIMITED"
-    ROUTE_UNKNOWN = "ROUTE_UNKNOWN"
-    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
-    QUERY_INVALID = "QUERY_INVALID"
-    NODE_UNKNOWN = "NODE_UNKNOWN"
-    NODE_NOT_CONNECTED = "NODE_NOT_CONNECTED"
-    CLIENT_UNKNOWN = "CLIENT_UNKNOWN"
-    INTERNAL_ERROR = "INTERNAL_ERROR"
-    CALLBACK_EVENT_INVALID = "CALLBACK_EVENT_INVALID"
-    CALLBACK_EVENT_CONFLICT = "CALLBACK_EVENT_CONFLICT"
-    CALLBACK_TOKEN_INVALID = "CALLBACK_TOKEN_INVALID"
-    # -- security
-    CALLBACK_SIGNATURE_INVALID = "CALLBACK_SIGNATURE_INVALID"
-    CALLBACK_TIMESTAMP_INVALID = "CALLBACK_TIMESTAMP_INVALID"
-    SCOPE_MISSING = "SCOPE_MISSING"
-    CREDENTIALS_AMBIGUOUS = "CREDENTIALS_AMBIGUOUS"
-    OPERATOR_KEY_EXPIRED = "OPERATOR_KEY_EXPIRED"
-    OPERATOR_KEY_REVOKED = "OPERATOR_KEY_REVOKED"
-    OPERATOR_KEYS_UNAVAILABLE = "OPERATOR_KEYS_UNAVAILABLE"
-    OPERATOR_KEY_UNKNOWN = "OPERATOR_KEY_UNKNOWN"
-    OPERATOR_KEY_LIMIT = "OPERATOR_KEY_LIMIT"
-    SECRET_IN_USE = "SECRET_IN_USE"
-    JWT_MALFORMED = "JWT_MALFORMED"
-    JWT_TOO_LARGE = "JWT_TOO_LARGE"
-    JWT_DUPLICATE_NAMES = "JWT_DUPLICATE_NAMES"
-    JWT_TOO_DEEP = "JWT_TOO_DEEP"
-    JWT_ALGORITHM_REFUSED = "JWT_ALGORITHM_REFUSED"
-    JWT_KEY_UNKNOWN = "JWT_KEY_UNKNOWN"
-    JWT_SIGNATURE_INVALID = "JWT_SIGNATURE_INVALID"
-    JWT_EXPIRED = "JWT_EXPIRED"
-    JWT_NOT_YET_VALID = "JWT_NOT_YET_VALID"
-    JWT_ISSUER_WRONG = "JWT_ISSUER_WRONG"
-    JWT_AUDIENCE_WRONG = "JWT_AUDIENCE_WRONG"
-    JWT_CLAIM_MISSING = "JWT_CLAIM_MISSING"
-    JWT_CLAIM_INVALID = "JWT_CLAIM_INVALID"
-    JWKS_UNAVAILABLE = "JWKS_UNAVAILABLE"
-    SIGNATURE_MISSING = "SIGNATURE_MISSING"
-    SIGNATURE_MALFORMED = "SIGNATURE_MALFORMED"
-    SIGNATURE_KEY_UNKNOWN = "SIGNATURE_KEY_UNKNOWN"
-    SIGNATURE_INVALID = "SIGNATURE_INVALID"
-    SIGNATURE_TIMESTAMP_INVALID = "SIGNATURE_TIMESTAMP_INVALID"
-    SECURITY_REPLAY_DETECTED = "security_replay_detected"
-    SECURITY_REPLAY_GUARD_UNAVAILABLE = "security_replay_guard_unavailable"
-    SECURITY_TENANT_MISMATCH = "security_tenant_mismatch"
-    SECURITY_READ_TENANT_MISMATCH = "security_read_tenant_mismatch"
-    PERMISSION_DENIED = "PERMISSION_DENIED"
-    SECURITY_MISSING_IDENTITY_ENVELOPE = "security_missing_identity_envelope"
-    SECURITY_MISSING_INTERNAL_TRUST_CONTEXT = "security_missing_internal_trust_context"
-    SECURITY_TRUST_TOKEN_INVALID = "security_trust_token_invalid"
-    SECURITY_TRUST_TOKEN_EXPIRED = "security_trust_token_expired"
-    SECURITY_SEAL_INVALID = "security_seal_invalid"
-    SECURITY_AUDIT_CHAIN_BROKEN = "security_audit_chain_broken"
-    AUDIT_FILE_UNWRITABLE = "AUDIT_FILE_UNWRITABLE"
-    # -- from outside
-    UNKNOWN_REASON = "UNKNOWN_REASON"
-
+from fairlead.protocol.reason_codes import Family as Family
+from fairlead.protocol.reason_codes import Reason as Reason
+from fairlead.protocol.reason_codes import ResponseClass as ResponseClass
+from fairlead.protocol.reason_codes import Traits as Traits
 
 _R, _B, _U = ResponseClass.RETRYABLE, ResponseClass.BLOCKED, ResponseClass.UNKNOWN
 _F = Family
@@ -435,7 +193,7 @@ TRAITS: dict[Reason, Traits] = {
     Reason.TARGET_UNKNOWN: _row(
         _F.DISPATCH, _B, 404, "no such node, or no node offers the command", "List nodes: `fairlead ctl nodes`."),
     Reason.TARGET_INVALID: _row(
-        _F.DISPATCH, _B, 422, "the target is not a node id, `any` or `all`", "Correct the target."),
+        _F.DISPATCH, _B, 422, "the target is not a node id, `any`, `all`, labels or `session:<id>`, or not one for this command", "Correct the target."),
     Reason.DEADLINE_INVALID: _row(
         _F.DISPATCH, _B, 422, "the deadline is outside its range", "Use a deadline_ms within the range named in the detail."),
     Reason.IDEMPOTENCY_KEY_INVALID: _row(
@@ -452,7 +210,7 @@ TRAITS: dict[Reason, Traits] = {
     Reason.DISPATCH_DRAINING: _row(
         _F.DISPATCH, _R, 503, "this proxy is draining", "Retry after the time given; another proxy or a restart will take it."),
     Reason.DISPATCH_DISABLED: _row(
-        _F.DISPATCH, _B, 503, "dispatch is disabled for everybody",
+        _F.DISPATCH, _R, 503, "dispatch is disabled for everybody",
         "Somebody set dispatch.rollout_mode to disabled; set it to canary (or off) when the cause is gone."),
     Reason.STORE_UNAVAILABLE: _row(
         _F.DISPATCH, _R, 503, "the store did not confirm the write",
@@ -461,6 +219,50 @@ TRAITS: dict[Reason, Traits] = {
     Reason.RUN_ID_TAKEN: _row(
         _F.DISPATCH, _B, 409, "the run id that the submitter chose belongs to another run",
         "Use the client library, which never chooses one twice; else make ids as UUID version 7 from good randomness."),
+    Reason.SESSION_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no client with this session is connected to this proxy",
+        "List them: `fairlead ctl sessions`. A session ends with its connection; with several proxies, ask the one it is on."),
+    Reason.PLAYER_ONLY: _row(
+        _F.DISPATCH, _B, 403, "only players may call this command, from the node that they are on",
+        "Let the player enter it, or announce the command without player_only."),
+    Reason.PLAYER_NOT_ON_NODE: _row(
+        _F.DISPATCH, _B, 403, "a node asked on behalf of a player who is not on that node",
+        "Usually the player left a moment ago. If it recurs, look at that node: it speaks for players it does not have."),
+    Reason.PLAYER_RATE_LIMITED: _row(
+        _F.DISPATCH, _R, 429, "the player entered more commands than [players] allows",
+        "Wait, or raise players.commands_max."),
+    Reason.CONTROL_PLANE_UNAVAILABLE: _row(
+        _F.DISPATCH, _B, 409, "the proxy has no control channel, so it can ask no node for anything",
+        "Set messaging.enabled = true."),
+    Reason.PLAYER_NOT_READY: _row(
+        _F.DISPATCH, _R, 409, "no node serves the client at this moment, or it is being transferred already",
+        "Try again once its state is PLAYING: `fairlead ctl sessions`."),
+    Reason.BACKEND_NOT_FOUND: _row(
+        _F.DISPATCH, _B, 404, "the client's listener has no backend of this id", "Use the id of a [[backends]] table."),
+    Reason.ALREADY_CONNECTED: _row(
+        _F.DISPATCH, _B, 409, "the client is on that backend already", "Nothing to do."),
+    Reason.BACKEND_UNAVAILABLE: _row(
+        _F.DISPATCH, _R, 503, "the backend's node is offline, or takes nobody new",
+        "Look at `fairlead ctl nodes`; start it, or end its drain."),
+    Reason.BACKEND_STATUS_UNKNOWN: _row(
+        _F.DISPATCH, _R, 503, "the backend's node has not been heard of since the proxy started",
+        "Start the node, or correct the backend's node."),
+    Reason.BACKEND_VERSION_MISMATCH: _row(
+        _F.DISPATCH, _B, 409, "the backend's node serves another version of the game than the client speaks",
+        "Transfer to a node of the client's version (label game_protocol)."),
+    Reason.TRANSFER_UNSUPPORTED: _row(
+        _F.DISPATCH, _B, 409, "a client of this kind, or this node, cannot be transferred", "Read the detail."),
+    Reason.TRANSFER_LIMIT: _row(
+        _F.DISPATCH, _R, 503, "as many transfers are under way as may be", "Wait, or raise transfer.pending_max."),
+    Reason.REQUEST_SEND_FAILED: _row(
+        _F.RUN, _R, 503, "the node that has the player could not be asked to refer it",
+        "Look at that node's link: `fairlead ctl nodes`."),
+    Reason.REFERRAL_REJECTED: _row(
+        _F.RUN, _B, 502, "the node that has the player did not refer it; the player stays where it is",
+        "Read the detail and that node's log: it is its handler's or its game server's answer."),
+    Reason.TRANSFER_TIMEOUT: _row(
+        _F.RUN, _R, 504, "the transferred client did not come back in time; a session that is still there plays on",
+        "Look at the client; see that transfer.host and transfer.host_suffix lead back to this proxy."),
     Reason.CALLBACK_URL_REFUSED: _row(
         _F.DISPATCH, _B, 422, "the callback_url may not be called",
         "Use an http or https URL of a public host, without credentials. What must lie inside is named in worker.callback_allowed_hosts."),
@@ -506,6 +308,13 @@ TRAITS: dict[Reason, Traits] = {
         _F.DISPATCH, _R, 409, "replay is turned off", "Turn the worker on (reliability.dlq_replay_worker_enabled) and the flag dlq.replay.enabled, and the kill switch off."),
     Reason.DLQ_REPLAY_STOPPED: _row(
         _F.DISPATCH, _B, 409, "the replay stopped before this record's turn: too many of those before it failed", "Look at the failures of the replay, mend the cause, and ask for a new one."),
+    Reason.FLAG_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no feature flag has this key", "List them: `fairlead ctl flags`. PUT /api/flags with an owner makes one."),
+    Reason.ROLLOUT_UNKNOWN: _row(
+        _F.DISPATCH, _B, 404, "no rollout has this id", "List them: `fairlead ctl rollouts list`."),
+    Reason.ROLLOUT_CONFLICT: _row(
+        _F.DISPATCH, _B, 409, "the rollout does not stand where this can be done, or another one of its kind is under way",
+        "Look where it stands: `fairlead ctl rollouts show ID`. One that was rolled back never goes on: start another."),
     Reason.APPROVAL_UNKNOWN: _row(
         _F.DISPATCH, _B, 404, "no approval has this id", "`fairlead ctl approvals list` shows them. They go with their run once its retention is over."),
     Reason.APPROVAL_OWN: _row(
@@ -578,6 +387,20 @@ TRAITS: dict[Reason, Traits] = {
         _F.EDGE, _B, 400, "the request head is malformed", "A broken or hostile client."),
     Reason.HTTP_HEAD_TOO_LARGE: _row(
         _F.EDGE, _B, 431, "the request head is larger than allowed", "Send fewer or shorter headers (often cookies)."),
+    Reason.HTTP_TARGET_TOO_LONG: _row(
+        _F.EDGE, _B, 414, "the request target is longer than allowed", "Use a shorter URL, or raise limits.head_bytes_max."),
+    Reason.HTTP_LOOP: _row(
+        _F.EDGE, _B, 508, "the request went through Fairlead too often already",
+        "A backend leads back to a proxy in front of it: correct the backends' addresses."),
+    Reason.HTTP_UPGRADE_INVALID: _row(
+        _F.EDGE, _B, 400, "the WebSocket handshake is malformed", "A broken or hostile client. It was not forwarded."),
+    Reason.HTTP_UPGRADE_VERSION_UNSUPPORTED: _row(
+        _F.EDGE, _B, 426, "a version of WebSocket other than 13", "Use a client of RFC 6455."),
+    Reason.HTTP_MISDIRECTED: _row(
+        _F.EDGE, _B, 421, "the request is meant for another server, port or scheme", "Let the client use the URL of this listener."),
+    Reason.BACKEND_BUSY: _row(
+        _F.EDGE, _R, 503, "no connection to the backend became free in time",
+        "The backend answers too slowly for its load; limits.upstream_connections_max and upstream_queue_* bound it."),
     Reason.HTTP_HEAD_TIMEOUT: _row(
         _F.EDGE, _R, 408, "the request head did not arrive in time", "A slow or silent client."),
     Reason.HTTP_FRAMING_AMBIGUOUS: _row(
@@ -615,12 +438,30 @@ TRAITS: dict[Reason, Traits] = {
     Reason.CLIENT_HANDSHAKE_RATE_LIMIT: _row(
         _F.EDGE, _R, 429, "too many handshakes from one address",
         "Look at the address. Many clients behind one NAT need a larger rate_limits.handshake_per_ip_max."),
+    Reason.EDGE_WORKER_LOST: _row(
+        _F.EDGE, _R, 503, "a process that served clients ended by itself",
+        "Its connections broke; it is started again. See its last log lines, and the system's for a kill by the OOM killer."),
+    Reason.EDGE_WORKERS_BUSY: _row(
+        _F.EDGE, _R, 503, "no process takes another connection at this moment",
+        "They start, or do not keep up: see /status, workers. More of them help: [edge] workers."),
+    Reason.EDGE_MAIN_SILENT: _row(
+        _F.EDGE, _R, 503, "the main process did not say in time whether this client may go on",
+        "It is overloaded or stuck: see its CPU time and log. Until it answers, workers let nobody through on their own."),
     Reason.HANDOVER_FAILED: _row(
         _F.EDGE, _U, 500, "the process that took the listening sockets came to nothing",
         "See the new process's log; start the proxy again. Its clients were served to their end."),
     Reason.ROUTING_LIMIT: _row(
         _F.EDGE, _R, 503, "too many clients are being routed at once",
         "Backends answer slowly. See routing in /status; raise rate_limits.routing_concurrent_max if they can take it."),
+    Reason.ROUTE_DENIED: _row(
+        _F.EDGE, _B, 403, "a route of the configuration refuses such requests",
+        "If it should be served, look at the route that the detail names: deny_status, and which routes stand before it."),
+    Reason.HTTP_PATH_AMBIGUOUS: _row(
+        _F.EDGE, _B, 400, "the path can be read in two ways that lead to different routes",
+        "Usually somebody who looks for a way past a route. A client that means it spells its path plainly."),
+    Reason.NODE_DRAINED: _row(
+        _F.EDGE, _R, 503, "the client's node was drained and its deadline has passed",
+        "Nothing to do: an operator drained the node. The client comes back to another one."),
     Reason.BACKEND_NONE_AVAILABLE: _row(
         _F.EDGE, _R, 503, "no backend is available", "Start a backend; see nodes in /status for why each is out."),
     Reason.BACKEND_UNREACHABLE: _row(
@@ -633,12 +474,58 @@ TRAITS: dict[Reason, Traits] = {
         _F.EDGE, _B, 502, "the backend's answer is malformed", "Look at the backend: its answer was not forwarded."),
     Reason.RELAY_IDLE_TIMEOUT: _row(
         _F.EDGE, _R, 408, "nothing moved on the connection in time", "Nothing to do, or raise limits.tcp_idle_timeout_s."),
+    Reason.TLS_HELLO_MALFORMED: _row(
+        _F.EDGE, _B, 400, "the first bytes are no TLS hello that can be read", "A broken or hostile client."),
+    Reason.TLS_HANDSHAKE_FAILED: _row(
+        _F.EDGE, _B, 400, "the TLS handshake with the client failed",
+        "The detail says why: plain HTTP, an old version, no certificate of its own. Nothing to do, unless there are many."),
+    Reason.TLS_HANDSHAKE_TIMEOUT: _row(
+        _F.EDGE, _R, 408, "the client did not finish its TLS handshake in time", "A slow or silent client."),
+    Reason.TLS_CERTIFICATE_UNUSABLE: _row(
+        _F.EDGE, _B, 500, "certificates could not be loaded; the last good ones are kept",
+        "The detail names the file and what is wrong. Correct it: it is read again as soon as it changes."),
+    Reason.BACKEND_TLS_FAILED: _row(
+        _F.EDGE, _R, 502, "the TLS handshake with the backend failed",
+        "See whether the backend speaks TLS on that port, and which versions."),
+    Reason.BACKEND_CERTIFICATE_REFUSED: _row(
+        _F.EDGE, _B, 502, "the backend's certificate is not the one that is trusted",
+        "If it was renewed, change tls_fingerprint_sha256 or tls_ca_file of that backend. If not, treat it as an attack."),
+    Reason.BACKEND_CERTIFICATE_CHANGED: _row(
+        _F.EDGE, _B, 502, "the backend shows another certificate than it did first",
+        "If it was renewed, `fairlead ctl pins accept BACKEND SHA256`. If not, treat it as an attack."),
     Reason.PROXY_HEADER_MALFORMED: _row(
         _F.EDGE, _B, 400, "the PROXY protocol header is malformed, or missing where one is expected",
         "Look at who forwards to this port: it must send PROXY protocol version 1 or 2."),
+    Reason.PROXY_HEADER_UNTRUSTED: _row(
+        _F.EDGE, _B, 403, "a PROXY protocol header from an address that may not send one",
+        "A client that pretends to be another; or list who forwards to this port: proxy_protocol_from of the listener."),
     Reason.PROXY_TOKEN_REJECTED: _row(
         _F.SECURITY, _B, 401, "the connection does not prove that it comes from the proxy",
         "The detail begins with the cause. MISSING or MALFORMED: somebody else dialled the gate. Others: see docs/gate.md."),
+    Reason.GAME_PACKET_MALFORMED: _row(
+        _F.EDGE, _B, 400, "what came is not the Minecraft protocol",
+        "A scanner, a broken client, or another protocol on a game port. The detail says which packet; nothing was forwarded."),
+    Reason.GAME_OPENING_TIMEOUT: _row(
+        _F.EDGE, _R, 408, "the client did not say in time what it wants", "A slow or silent client; minecraft.opening_timeout_s bounds it."),
+    Reason.GAME_VERSION_UNSUPPORTED: _row(
+        _F.EDGE, _B, 400, "the client's version is not let in", "See minecraft.protocol_min and protocol_max."),
+    Reason.GAME_ADDRESS_FORWARDED: _row(
+        _F.EDGE, _B, 403, "the client says on its own behalf who it is, as only a proxy may",
+        "An attempt to be somebody else on a server that believes BungeeCord; or set minecraft.forwarded = \"keep\"."),
+    Reason.GAME_TOKEN_MALFORMED: _row(
+        _F.EDGE, _B, 400, "the host name begins like a token and is none", "Made up, or cut on its way. The player joins by the usual name."),
+    Reason.PLAYER_LIMIT: _row(
+        _F.EDGE, _R, 503, "as many play as may", "Raise minecraft.players_max, or wait until somebody leaves."),
+    Reason.PLAYER_THROWN_OUT: _row(
+        _F.EDGE, _R, 503, "every node that the player could be led to has thrown it out lately",
+        "Look at the nodes' logs for that player. minecraft.loop_max and loop_window_s bound it."),
+    Reason.WAITING_ROOM_FULL: _row(
+        _F.EDGE, _R, 503, "no node takes the player now, and too many wait already",
+        "Start nodes; see minecraft.hold_max, and readmit_per_s for how fast a node that is back takes players."),
+    Reason.WAITING_ROOM_TIMEOUT: _row(
+        _F.EDGE, _R, 504, "no node became available while the player waited", "Start a node; see its row in /status for why it is out."),
+    Reason.EDGE_DRAINING: _row(
+        _F.EDGE, _R, 503, "the proxy lets nobody in any more: it is about to stop", "Nothing to do: another proxy, or the next one, takes the client."),
     # -- ops
     Reason.SECURITY_AUDIT_CHAIN_BROKEN: _row(
         _F.SECURITY, _B, 500, "the audit trail in the database does not follow from what was seen of it before",
@@ -652,12 +539,18 @@ TRAITS: dict[Reason, Traits] = {
     Reason.UNAUTHENTICATED: _row(
         _F.OPS, _B, 401, "nothing that says who calls", "Send x-ops-key, a key of reliability.ops_keys (for the demo: `. data/demo.env`) or one of `fairlead ctl keys create`; or a token as Authorization: Bearer."),
     Reason.ROUTE_UNKNOWN: _row(_F.OPS, _B, 404, "no such endpoint", "See /openapi.json."),
+    Reason.PIN_NOT_WAITING: _row(
+        _F.OPS, _B, 409, "no such certificate of that backend waits to be accepted",
+        "`fairlead ctl pins list` shows which one does."),
     Reason.METHOD_NOT_ALLOWED: _row(_F.OPS, _B, 405, "the endpoint does not take that method", "See the Allow header."),
     Reason.QUERY_INVALID: _row(_F.OPS, _B, 400, "a query parameter is malformed", "Read the detail."),
     Reason.NODE_UNKNOWN: _row(_F.OPS, _B, 404, "no such node", "List nodes: `fairlead ctl nodes`."),
     Reason.NODE_NOT_CONNECTED: _row(_F.OPS, _R, 409, "the node has no link now", "Start the node. Drain and pause are kept for it; ask for a resync again."),
     Reason.CLIENT_UNKNOWN: _row(
         _F.OPS, _B, 404, "no such application", "See [[clients]] of the proxy's configuration; `id` may be a prefix there."),
+    Reason.CONFIGURATION_REFUSED: _row(
+        _F.OPS, _B, 422, "the configuration that was read again cannot be used",
+        "The last good one stays in force. Mend what the detail names; `fairlead check config` lists it too."),
     Reason.INTERNAL_ERROR: _row(
         _F.OPS, _U, 500, "a defect in Fairlead", "Look at the log under the correlation id and report it."),
     Reason.CALLBACK_EVENT_INVALID: _row(
@@ -783,6 +676,9 @@ TRAITS: dict[Reason, Traits] = {
     Reason.SECURITY_TRUST_TOKEN_EXPIRED: _row(
         _F.SECURITY, _B, 401, "the delivery's trust token is too old, or ahead of the node's time",
         "The run is delivered again with a new one. If it recurs, compare the clocks of proxy and node (NTP)."),
+    Reason.TRANSFER_TOKEN_REJECTED: _row(
+        _F.SECURITY, _B, 403, "a client came with a transfer token that is not good, or not any more",
+        "Read the detail. A token is good once, for one player, for transfer.timeout_ms; somebody who sends others is guessing."),
     Reason.SECURITY_SEAL_INVALID: _row(
         _F.SECURITY, _B, 409, "what is stored is not what a proxy of this fleet wrote",
         "Somebody wrote to the database: find out who. After a deliberate restore or a lost secret: `fairlead seals check`, then `fairlead seals adopt`."),
@@ -826,8 +722,12 @@ class Reject:
 class Refused(Exception):
     """A refusal on its way up to the shell that answers, counts and logs it."""
 
-    def __init__(self, reason: Reason, detail: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, reason: Reason, detail: str = "", retry_after_s: float | None = None, status: int = 0
+    ) -> None:
+        """`status`: what HTTP says in the place of the reason's own, where a configuration chose one."""
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.status = status
         self.reason = reason
         self.detail = detail
         self.retry_after_s = retry_after_s

@@ -17,35 +17,46 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from fairlead.protocol.proof import BOOT_BYTES, NO_BOOT
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.proxy.assembly import (
+    Parts,
     Postgres,
     SharedDatabase,
     StartRefused,
     assemble,
-    facts,
     is_public_path,
     open_store,
     probe_disk,
     proxy_event,
     secrets_of,
 )
+from fairlead.proxy.client_traffic import ClientTraffic
 from fairlead.proxy.config import ProxyConfig
 from fairlead.proxy.control.control import Control
+from fairlead.proxy.control.port import ControlPort
 from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.dispatch_assembly import facts
 from fairlead.proxy.edge.http import LocalRoutes
 from fairlead.proxy.edge.listen import Edge
+from fairlead.proxy.edge.proofs import NodeProof, Proofs
+from fairlead.proxy.edge.sessions import Sessions
+from fairlead.proxy.edge.workers.crew import Workers
 from fairlead.proxy.edge_assembly import edge_config
+from fairlead.proxy.edge_crew import StartChild, crew_of
 from fairlead.proxy.ops.checks import Checks
 from fairlead.proxy.ops.health import Health
 from fairlead.proxy.ops.ops import Ops
-from fairlead.proxy.secret_reload import SecretReload
+from fairlead.proxy.ops.pins_api import PinsApi
+from fairlead.proxy.reloading import Reloaded, changes, taken_over
 from fairlead.proxy.store.sql import SqlStore
+from fairlead.proxy.telemetry_assembly import Resources
 from fairlead.runtime.handover import HandoverFailed, Offer
 from fairlead.runtime.http.answer import answer_bytes
 from fairlead.runtime.http.message import problem
@@ -71,24 +82,48 @@ class Proxy:
         *,
         database: SharedDatabase | None = None,
         offer: Offer | None = None,
+        start_worker: StartChild | None = None,
     ) -> None:
         """`database`: what to use in the place of PostgreSQL where the configuration asks for a shared store.
-        `offer`: where the next process may ask for the listening sockets."""
+        `offer`: where the next process may ask for the listening sockets. `start_worker`: starts an edge worker."""
         self.config, self._world, self._observer = config, world, observer
         self._database = database or Postgres()
-        self._offer = offer
-        self._service = ServiceManager(world, environ)
+        self._offer, self._start_worker, self._environ = offer, start_worker, environ
+        self._service = self.service = ServiceManager(world, environ)
         self._health: Health | None = None
         self.dispatcher: Dispatcher | None = None
         self.control: Control | None = None
-        self._secrets: SecretReload | None = None
+        self.traffic: ClientTraffic | None = None
+        self._parts: Parts | None = None
+        self._halt_at_start = False
+        self.resources: Resources | None = (
+            None  # of the machine: the shares that are in use, where there is one
+        )
+        self._edge: Edge | None = None
+        # Reads the configuration again, as SIGHUP does; whoever runs this process knows where it is.
+        self.read_again: Callable[[], Reloaded] | None = None
 
-    def reload(self, config: ProxyConfig) -> None:
-        """Take over the secrets of a configuration that was read again; what else differs waits for a restart."""
-        if self._secrets is None:
-            self._observer.log.error("reload_refused", problems="the proxy is still starting; ask again")
-        else:
-            self._secrets.ask(secrets_of(config))
+    def reload(self, config: ProxyConfig) -> Reloaded:
+        """Take over what a running proxy can of a configuration that was read again, and say what it cannot."""
+        if self._parts is None or self._edge is None:
+            problem = "the proxy is still starting; ask again"
+            self._observer.log.error("reload_refused", problems=problem, kept="the configuration in force")
+            return Reloaded(problems=[problem])
+        found = changes(self.config, config)
+        edge = edge_config(config)
+        self._parts.secrets.ask(secrets_of(config))
+        self._observer.log.set_level(config.logging.level)
+        self.config = self.config.model_copy(update={"logging": config.logging})
+        self._edge.ask_certificates(edge)
+        self._edge.reroute(edge)
+        self._parts.steering.configure(config)
+        self._parts.regrant(config)
+        self.config = taken_over(self.config, config)
+        self._observer.log.info(
+            "reloaded", applied=", ".join(found.applied) or "nothing that differs",
+            restart=", ".join(found.waiting) or None,
+        )  # fmt: skip
+        return found
 
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -106,6 +141,18 @@ class Proxy:
             if self._offer is not None and self._offer.asked.is_set():
                 await self._drain_clients(self._offer, edge)
             clients.cancel_scope.cancel()
+
+    def halt(self) -> None:
+        """SIGUSR1: the kill switch, on. One that comes before there is anything to stop is kept."""
+        if self._parts is None:
+            self._halt_at_start = True
+        else:
+            self._parts.steering.halting.signalled()
+
+    def _reload_asked_for(self) -> Reloaded:
+        if self.read_again is None:
+            return Reloaded(problems=["this proxy was started without a file that could be read again"])
+        return self.read_again()
 
     async def _drain_clients(self, offer: Offer, edge: Edge) -> None:
         """Another process serves, or is about to: serve who is here to their end, within the grace."""
@@ -130,23 +177,35 @@ class Proxy:
     ) -> Edge:
         world, observer, config = self._world, self._observer, self.config
         try:
-            parts = await assemble(config, world, observer, store, owner)
+            parts = await assemble(config, world, observer, store, owner, self.resources)
             await store.audit(proxy_event(config, world, "proxy_started", owner))
         except (sqlite3.Error, OSError, Refused) as error:
             raise StartRefused(f"the store failed at the start: {error}") from error
         control, dispatcher = parts.control, parts.dispatcher
-        self.dispatcher, self.control, self._secrets = dispatcher, control, parts.secrets
+        self.dispatcher, self.control = dispatcher, control
+        self.traffic, self._parts = parts.traffic, parts
+        if self._halt_at_start:
+            self.halt()
         later: dict[str, Ops] = {}
 
         async def public(request: Any) -> Any:
             return await later["ops"].handle_public(request)
 
-        local = LocalRoutes(lambda path: is_public_path(config, path), public)
+        local = None
+        if config.dispatch.public or config.worker.public_callbacks:
+            local = LocalRoutes(lambda path: is_public_path(config, path), public)
+        crew = self._crew(control, parts.traffic.sessions, local)
         edge = Edge(
             edge_config(config), world, observer,
             lambda node: control.nodes.state(node, trio.current_time()).value,
-            local if config.dispatch.public or config.worker.public_callbacks else None,
+            local, Proofs(world, partial(_proof_of, control), config.security.token_ttl_millis),
+            sessions=parts.traffic.sessions, crew=crew,
         )  # fmt: skip
+        self._edge = edge
+        if crew is not None:
+            crew.attach(edge)
+        edge.game.recognition = parts.traffic.desk
+        parts.traffic.desk.follow(lambda: edge.config)
         siblings = parts.siblings
         checks = Checks(
             config, control, dispatcher, store, edge, parts.replayer, parts.callbacks,
@@ -154,15 +213,22 @@ class Proxy:
             lambda: parts.chain.modes.observed_at(world.wall_ms()), world.wall_ms,
         )  # fmt: skip
         health = self._health = Health(checks.all(), world.wall_ms)
+        parts.telemetry.watch(health.report)
+        parts.steering.watch(health.report, parts.telemetry.paging)
+        parts.steering.lead(edge)
         later["ops"] = Ops(
             world, observer, control, dispatcher, parts.apis, store, health, parts.chain, edge.status,
             lambda: probe_disk(Path(config.store.path).parent if not config.store.is_postgres else Path(".")),
-            facts=facts(config),
+            facts=facts(config), node_clients=edge, pins=PinsApi(world, store, edge.upstream_tls),
+            reload=self._reload_asked_for,
         )  # fmt: skip
         async with trio.open_nursery() as services:
             await services.start(dispatcher.run)
+            services.start_soon(parts.traffic.run)
+            services.start_soon(parts.steering.run)
             services.start_soon(parts.replayer.run)
             services.start_soon(parts.trail.run)
+            services.start_soon(parts.telemetry.run)
             services.start_soon(parts.apis.denials.run)
             services.start_soon(parts.secrets.run)
             await services.start(parts.callbacks.run)
@@ -190,6 +256,17 @@ class Proxy:
         await self._say_stopped(store, owner)
         await parts.trail.finish()
         return edge
+
+    def _crew(self, control: Control, sessions: Sessions, local: LocalRoutes | None) -> Workers | None:
+        config = self.config
+        if not config.edge.workers or not config.listeners:
+            return None
+        if self._start_worker is None:
+            raise StartRefused("[edge] workers: no processes can be started here")
+        return crew_of(
+            config, self._world, self._observer, control, sessions, partial(_proof_of, control), local,
+            self._start_worker, self._environ, lambda: self.config.logging.level,
+        )  # fmt: skip
 
     async def _make_offer(self, clients: trio.Nursery) -> None:
         if self._offer is None:
@@ -247,13 +324,14 @@ class Proxy:
         await self._serve(serving, listener, serve, OPS_CONNECTIONS_MAX, "ops", refusal)
         return listener
 
-    async def _listen_control(self, serving: trio.Nursery, control: Control) -> Listener | None:
+    async def _listen_control(self, serving: trio.Nursery, control: Control) -> ControlPort | None:
         messaging = self.config.messaging
         if not messaging.enabled:
             return None
         listener = await self._bind(messaging.host, messaging.port, "messaging")
-        await self._serve(serving, listener, control.serve, LINKS_MAX, "control")
-        return listener
+        control.port = ControlPort(self._world, self._observer, listener, control.serve, LINKS_MAX)
+        await serving.start(control.port.run)
+        return control.port
 
     async def _serve(
         self,
@@ -278,6 +356,9 @@ class Proxy:
     async def _serve_edge(self, edge: Edge, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             await edge.run(task_status=task_status)
+        except Refused as refused:
+            what = "[edge] workers" if refused.reason is Reason.EDGE_WORKER_LOST else "TLS"
+            raise StartRefused(f"{what}: {refused.detail}") from refused
         except OSError as error:
             raise StartRefused(
                 f"listeners: {error}; another process has the port (see `ss -ltnp`)"
@@ -289,7 +370,7 @@ class Proxy:
             health.report()
             await trio.sleep(1)
 
-    def _say_ready(self, edge: Edge, control: Listener | None, ops: Listener | None) -> None:
+    def _say_ready(self, edge: Edge, control: ControlPort | None, ops: Listener | None) -> None:
         where = {each["name"]: f"{each['host']}:{each['port']}" for each in edge.status()["listeners"]}
         if control:
             where["control"] = f"{control.host}:{control.port}"
@@ -304,7 +385,7 @@ class Proxy:
         dispatcher: Dispatcher,
         edge: Edge,
         control: Control,
-        listener: Listener | None,
+        listener: ControlPort | None,
         ops: Ops,
     ) -> None:
         grace_s = self.config.limits.shutdown_grace_s
@@ -334,3 +415,9 @@ class Proxy:
                 await client.ended.wait()
         if not is_handed_over:
             self._observer.log.info("proxy_stopped", sessions_cut=edge.sessions)
+
+
+def _proof_of(control: Control, node_id: str) -> NodeProof:
+    """What proofs for a node are made with; of a gate that has not said which run of it this is, without one."""
+    key, boot = control.proof_of(node_id)
+    return NodeProof(key, boot if len(boot) == BOOT_BYTES else NO_BOOT)

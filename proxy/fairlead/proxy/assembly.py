@@ -8,35 +8,39 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import SecretStr
 
-from fairlead.protocol.envelope import ChannelLimits
 from fairlead.protocol.keys import Role
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.protocol.registry import Item
 from fairlead.proxy.audit_trail import AuditSettings, AuditTrail
+from fairlead.proxy.client_traffic import ClientTraffic, join_traffic, open_sessions
 from fairlead.proxy.config import ProxyConfig
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing, matches
 from fairlead.proxy.control.client_link import ClientLinks
 from fairlead.proxy.control.control import Control
 from fairlead.proxy.control.nodes import NodeTable
 from fairlead.proxy.control.registry import restore
-from fairlead.proxy.control.settings import ClientGrant, ControlSettings
-from fairlead.proxy.dispatch.approvals import ApprovalSettings
+from fairlead.proxy.control.settings import ClientGrant
 from fairlead.proxy.dispatch.callbacks import Callbacks, CallbackSettings
 from fairlead.proxy.dispatch.desk import Desk
-from fairlead.proxy.dispatch.dispatcher import Dispatcher, DispatchSettings
-from fairlead.proxy.dispatch.replay import ReplayControls
+from fairlead.proxy.dispatch.dispatcher import Dispatcher
 from fairlead.proxy.dispatch.replayer import Replayer
-from fairlead.proxy.dispatch.retry import RetryPolicy
 from fairlead.proxy.dispatch.submit import SubmitLimits
-from fairlead.proxy.dispatch.upkeep import Retention
-from fairlead.proxy.guard.access import Openings, permits
+from fairlead.proxy.dispatch_assembly import (
+    client_grants,
+    control_settings,
+    dispatch_settings,
+    node_grants,
+    replay_controls,
+    submit_limits,
+)
+from fairlead.proxy.guard.access import Openings
 from fairlead.proxy.guard.call_rates import CallRates
 from fairlead.proxy.guard.callers import Callers, SignedCallers, TokenIssuer
 from fairlead.proxy.guard.chain import Chain, NonceLimits
@@ -53,11 +57,16 @@ from fairlead.proxy.ops.denials import Denials
 from fairlead.proxy.ops.dispatch_api import DispatchApi
 from fairlead.proxy.ops.keys_api import KeysApi
 from fairlead.proxy.ops.ops import Apis
+from fairlead.proxy.ops.rollouts_api import RolloutsApi
 from fairlead.proxy.ops.secrets_api import SecretsApi
+from fairlead.proxy.ops.sessions_api import SessionsApi
+from fairlead.proxy.ops.steering_api import SteeringApi
+from fairlead.proxy.ops.telemetry_api import TelemetryApi
 from fairlead.proxy.rollout.controls import RolloutControls
-from fairlead.proxy.rollout.dispatch_rollout import DispatchRollout, RolloutMode
+from fairlead.proxy.rollout.flags import FeatureFlags
 from fairlead.proxy.secret_reload import SecretReload
 from fairlead.proxy.siblings import Siblings
+from fairlead.proxy.steering import Steering, Variants, dispatch_rollout
 from fairlead.proxy.store.db import Engine
 from fairlead.proxy.store.records import ApprovalTerms, AuditEvent
 from fairlead.proxy.store.schema import SchemaUnknown, StoreUnfit
@@ -65,6 +74,7 @@ from fairlead.proxy.store.seals import Seals
 from fairlead.proxy.store.sql import SqlStore
 from fairlead.proxy.store.sqlite.engine import SqliteEngine
 from fairlead.proxy.store.sqlite.migrate import migrate
+from fairlead.proxy.telemetry_assembly import Resources, Telemetry, watch
 from fairlead.runtime.audit_chain import Signer
 from fairlead.runtime.config_model import decoded
 from fairlead.runtime.gcra import Limit
@@ -169,6 +179,17 @@ class Parts:
     chain: Chain
     trail: AuditTrail
     secrets: SecretReload
+    traffic: ClientTraffic
+    steering: Steering
+    telemetry: Telemetry
+    grants: dict[str, tuple[str, ...]]  # of nodes: what they may announce
+    clients: dict[str, ClientGrant]
+
+    def regrant(self, config: ProxyConfig) -> None:
+        """Go by another list of nodes and applications from now on; links that stand go on."""
+        for held, given in ((self.grants, node_grants(config)), (self.clients, client_grants(config))):
+            held.clear()
+            held.update(given)  # type: ignore[arg-type]
 
 
 class _Nodes:
@@ -188,9 +209,14 @@ class _Nodes:
 
 
 async def assemble(
-    config: ProxyConfig, world: World, observer: Observer, store: SqlStore, owner: str
+    config: ProxyConfig,
+    world: World,
+    observer: Observer,
+    store: SqlStore,
+    owner: str,
+    resources: Resources | None = None,
 ) -> Parts:
-    """Everything but what listens. Raises StartRefused."""
+    """Everything but what listens. `resources`: of the machine. Raises StartRefused."""
     store.on_distrusted = partial(_distrusted, world, observer, store)
     await store.begin_seals(world.wall_ms())
     stored = await store.load_registry(world.new_id())
@@ -198,17 +224,16 @@ async def assemble(
     if isinstance(registry, Reject):
         raise StartRefused(f"the stored registry cannot be read: {registry.reason}: {registry.detail}")
     rollout = RolloutControls(dispatch_rollout(config), explains=config.logging.level == "debug")
+    flags = FeatureFlags(world, store)
     dispatcher = Dispatcher(
-        world,
-        observer,
-        dispatch_settings(config),
-        store,
-        lambda: registry.registry,
-        lambda: rollout.is_disabled,
-    )
+        world, observer, dispatch_settings(config), store, lambda: registry.registry, lambda: rollout.is_disabled,
+        flags,
+    )  # fmt: skip
     made: dict[str, Control] = {}
     nodes = _Nodes(lambda: made["control"], dispatcher)
-    bounds = submit_limits(config)
+    sessions, places = open_sessions(config, owner, store.shared)
+    variants = Variants()
+    bounds = replace(submit_limits(config), sessions=places, variant=variants)
     grants, clients = node_grants(config), client_grants(config)
     epochs = await store.key_epochs()
     keys = KeyRing(
@@ -224,6 +249,7 @@ async def assemble(
         config.security.trust_secrets,
     )
     settings = control_settings(config, grants)
+    denials = Denials(world, observer, store)
     desk = Desk(
         world,
         observer,
@@ -233,6 +259,7 @@ async def assemble(
         nodes,
         bounds,
         lambda run_ids, tenant, identity: store.bound_to(tenant).owned(run_ids, tenant, identity),
+        denials.note_on_link,
     )
     links = ClientLinks(
         world,
@@ -258,6 +285,8 @@ async def assemble(
         ),
         await store.node_overrides(), dispatcher, links,
     )  # fmt: skip
+    steering = Steering(config, world, observer, store, control, dispatcher, rollout, flags, variants, owner)
+    await steering.load()
     replayer = Replayer(
         world, observer, store, dispatcher, replay_controls(config), lambda node: _takes(dispatcher, node),
         lambda command: _terms(bounds, registry.registry.get(command)),
@@ -277,7 +306,9 @@ async def assemble(
     chain = make_chain(config, world, observer, store, callers, rollout)
     await chain.rates.load()
     siblings = (
-        Siblings(observer, store, control, dispatcher, owner, callers.refresh, chain.rates.clear)
+        Siblings(
+            observer, store, control, dispatcher, owner, callers.refresh, chain.rates.clear, steering.catch_up
+        )
         if store.shared
         else None
     )
@@ -289,10 +320,27 @@ async def assemble(
     secrets = SecretReload(
         world, observer, secrets_of(config), control, store, callers, callbacks, callbacks_api, trail, uses
     )
+    traffic = await join_traffic(
+        config, world, observer, store, control, dispatcher, lambda: registry.registry, nodes, bounds, sessions, owner,
+        denials.note_on_link,
+    )  # fmt: skip
+    telemetry = watch(
+        config,
+        world,
+        observer,
+        store,
+        owner,
+        lambda: made["control"],
+        dispatcher,
+        replayer,
+        callbacks,
+        resources,
+    )
+    await telemetry.load()
     apis = Apis(
         DispatchApi(
             world, observer, dispatcher, store, lambda: registry.registry, nodes, bounds,
-            config.dispatch.body_bytes_max, config.dispatch.wait_max_s,
+            config.dispatch.body_bytes_max, config.dispatch.wait_max_s, denials,
         ),
         DeadLettersApi(
             world, observer, store, dispatcher, replayer, lambda: registry.registry, bounds,
@@ -308,9 +356,23 @@ async def assemble(
         ApprovalsApi(
             world, observer, store, dispatcher, lambda: registry.registry, replayer.look_soon
         ),
-        Denials(world, observer, store),
+        denials,
+        SessionsApi(
+            world, store, traffic.sessions, traffic.desk, traffic.players, config.dispatch.wait_max_s
+        ),
+        SteeringApi(
+            world, observer, store, dispatcher, steering.halting, rollout, flags, RolloutsApi(world, steering.engine),
+            steering.engine,
+        ),
+        TelemetryApi(
+            world, store, telemetry.samples, telemetry.alerts, telemetry.objectives,
+            lambda: "the kill switch is on" if dispatcher.kill_switch else "",
+        ),
     )  # fmt: skip
-    return Parts(control, dispatcher, replayer, callbacks, siblings, apis, chain, trail, secrets)
+    return Parts(
+        control, dispatcher, replayer, callbacks, siblings, apis, chain, trail, secrets, traffic, steering, telemetry,
+        grants, clients,
+    )  # fmt: skip
 
 
 def make_callers(
@@ -326,7 +388,10 @@ def make_callers(
             reliability.ops_allow_demo_write, reliability.ops_require_non_public_auth,
         ),
         token_issuer(config, world, observer),
-        SignedCallers(signing_keys(config.dispatch.hmac_secrets), config.dispatch.max_skew_ms), uses,
+        SignedCallers(
+            signing_keys(config.dispatch.hmac_secrets), config.dispatch.max_skew_ms, config.dispatch.hmac_scopes
+        ),
+        uses,
     )  # fmt: skip
 
 
@@ -345,15 +410,6 @@ def make_chain(
     return Chain(
         world, observer, store, callers, CallRates(world, observer, store, limit), modes,
         NonceLimits(dispatch.nonce_ttl_ms, dispatch.max_nonces), rollout,
-    )  # fmt: skip
-
-
-def dispatch_rollout(config: ProxyConfig) -> DispatchRollout:
-    """For whom the configuration enforces the hardening of dispatch."""
-    dispatch = config.dispatch
-    return DispatchRollout(
-        RolloutMode(dispatch.rollout_mode), dispatch.canary_percent,
-        frozenset(dispatch.canary_allowlist), frozenset(dispatch.canary_denylist),
     )  # fmt: skip
 
 
@@ -448,93 +504,6 @@ def _terms(bounds: SubmitLimits, item: Item | None) -> ApprovalTerms | None:
 
 
 # -- from the configuration's tables
-
-
-def dispatch_settings(config: ProxyConfig) -> DispatchSettings:
-    dispatch, retry = config.dispatch, config.retry
-    return DispatchSettings(
-        dispatch.pending_max, dispatch.lease_ms, config.messaging.control_max_payload, dispatch.kill_switch,
-        RetryPolicy(
-            config.reliability.enable_retry, retry.max_attempts, retry.base_delay_ms, retry.max_delay_ms
-        ),
-        retry.budget_percent / 100,
-        Retention(
-            dispatch.retention_hours * HOUR_MS, dispatch.dead_letter_retention_hours * HOUR_MS,
-            dispatch.audit_retention_hours * HOUR_MS,
-        ),
-    )  # fmt: skip
-
-
-def submit_limits(config: ProxyConfig) -> SubmitLimits:
-    dispatch = config.dispatch
-    return SubmitLimits(
-        dispatch.args_bytes_max, dispatch.batch_items_max, dispatch.deadline_default_ms, dispatch.deadline_max_ms,
-        config.reliability.enable_idempotency, dispatch.schedule_max_ms, config.worker.callback_allowed_hosts,
-        bool(config.worker.callback_secrets), permits, approval_settings(config),
-    )  # fmt: skip
-
-
-def approval_settings(config: ProxyConfig) -> ApprovalSettings:
-    given = config.approvals
-    return ApprovalSettings(
-        given.timeout_s * 1000, given.needed, given.commands, given.replays, given.replay_items_max_unapproved
-    )
-
-
-def replay_controls(config: ProxyConfig) -> ReplayControls:
-    given = config.reliability
-    return ReplayControls(
-        given.dlq_replay_worker_enabled, given.dlq_replay_interval_ms, given.dlq_replay_batch_size,
-        given.dlq_replay_max_count, given.dlq_replay_min_age_ms, given.dlq_replay_min_retry_interval_ms,
-        given.dlq_replay_require_transient, given.dlq_replay_automatic, given.dlq_replay_items_max,
-        given.dlq_replay_stop_percent, given.dlq_replay_daily_limit, given.dlq_replay_monthly_limit,
-    )  # fmt: skip
-
-
-def control_settings(config: ProxyConfig, grants: dict[str, tuple[str, ...]]) -> ControlSettings:
-    messaging = config.messaging
-    return ControlSettings(
-        messaging.control_sender_id, channel_limits(messaging), messaging.handshake_timeout_millis / 1000,
-        messaging.heartbeat_interval_millis, messaging.node_timeout_millis / 1000, config.dispatch.lease_ms, grants,
-        config.security.token_ttl_millis,
-    )  # fmt: skip
-
-
-def client_grants(config: ProxyConfig) -> dict[str, ClientGrant]:
-    """Which applications may link, and on whose behalf."""
-    return {
-        each.id: ClientGrant(each.tenant, each.scopes, each.runs_open_max, each.links_max)
-        for each in config.clients
-    }
-
-
-def facts(config: ProxyConfig) -> dict[str, Any]:
-    """What /status says of the configuration. No secret is part of it."""
-    return {
-        "proxy_id": config.messaging.control_sender_id,
-        "environment": config.environment,
-        "store": "postgresql" if config.store.is_postgres else "sqlite",
-    }
-
-
-def channel_limits(messaging: Any) -> ChannelLimits:
-    """The channel's bounds from the keys that both configurations share."""
-    return ChannelLimits(
-        payload_bytes_max=messaging.control_max_payload,
-        ttl_ms_max=messaging.control_ttl_millis,
-        skew_ms_max=messaging.control_max_skew_millis,
-        inflight_max=messaging.control_max_inflight,
-    )
-
-
-def node_grants(config: ProxyConfig) -> dict[str, tuple[str, ...]]:
-    """Which nodes may link, and the namespaces each may announce commands in."""
-    grants: dict[str, tuple[str, ...]] = {}
-    for backend in config.backends:
-        grants[backend.node_id] = (*grants.get(backend.node_id, ()), *backend.namespaces)
-    for node in config.nodes:
-        grants[node.id] = (*grants.get(node.id, ()), *node.namespaces)
-    return grants
 
 
 def probe_disk(folder: Path) -> None:

@@ -9,13 +9,27 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Annotated, Final
 
 from pydantic import Field
 
-from fairlead.proxy.config_edge import Access, BackendConfig, Limits, ListenerConfig, RateLimits, Routing
+from fairlead.proxy.config_edge import (
+    Access,
+    BackendConfig,
+    EdgeLogging,
+    EdgeProcesses,
+    Health,
+    Limits,
+    ListenerConfig,
+    RateLimits,
+    RouteConfig,
+    Routing,
+)
+from fairlead.proxy.config_game import Minecraft, game_findings
+from fairlead.proxy.config_rollout import Alerts, Slo
+from fairlead.proxy.config_routes import health_findings, route_findings
 from fairlead.proxy.config_sections import (
     Approvals,
     Audit,
@@ -26,12 +40,15 @@ from fairlead.proxy.config_sections import (
     Messaging,
     NodeGrant,
     Observability,
+    Players,
     Reliability,
     Retry,
     Security,
     StoreConfig,
+    Transfer,
     Worker,
 )
+from fairlead.proxy.config_tls import CertificateConfig, Tls, tls_findings
 from fairlead.runtime.addresses import read_url
 from fairlead.runtime.config import load, read_private_file, read_text
 from fairlead.runtime.config_model import (
@@ -39,7 +56,6 @@ from fairlead.runtime.config_model import (
     Environment,
     Finding,
     Lax,
-    Logging,
     decoded,
     is_loopback,
     may_clash,
@@ -63,29 +79,44 @@ class ProxyConfig(Configuration):
     security: Security = Security()
     listeners: Annotated[tuple[ListenerConfig, ...], Lax] = ()
     backends: Annotated[tuple[BackendConfig, ...], Lax] = ()
+    certificates: Annotated[tuple[CertificateConfig, ...], Lax] = ()
+    tls: Tls = Tls()
     nodes: Annotated[tuple[NodeGrant, ...], Lax] = ()
     clients: Annotated[tuple[ClientGrant, ...], Lax] = ()
     routing: Routing = Routing()
+    routes: Annotated[tuple[RouteConfig, ...], Lax] = ()
+    health: Health = Health()
     limits: Limits = Limits()
     rate_limits: RateLimits = RateLimits()
     access: Access = Access()
+    edge: EdgeProcesses = EdgeProcesses()
     messaging: Messaging = Messaging()
     observability: Observability = Observability()
     dispatch: Dispatch = Dispatch()
     retry: Retry = Retry()
     reliability: Reliability = Reliability()
+    slo: Slo = Slo()
+    alerts: Alerts = Alerts()
     approvals: Approvals = Approvals()
     audit: Audit = Audit()
     jwt: Jwt = Jwt()
     worker: Worker = Worker()
     store: StoreConfig = StoreConfig()
+    minecraft: Minecraft = Minecraft()
+    transfer: Transfer = Transfer()
+    players: Players = Players()
     handover: Handover = Handover()
-    logging: Logging = Logging()
+    logging: EdgeLogging = EdgeLogging()
 
     def findings(self) -> Iterator[Finding]:
         yield from _secrets(self.security)
         yield from _names(self)
         yield from _routes(self)
+        yield from tls_findings(self.listeners, self.backends, self.certificates)
+        yield from route_findings(self.routes, self.listeners, self.backends)
+        yield from health_findings(self.health, self.backends)
+        yield from game_findings(self.minecraft, self.listeners)
+        yield from _gates(self)
         yield from _ports(self)
         yield from _relations(self)
         yield from _operators(self)
@@ -96,7 +127,9 @@ class ProxyConfig(Configuration):
             yield from _openings(self)
 
 
-def load_proxy_config(path: str, environ: Mapping[str, str]) -> ProxyConfig:
+def load_proxy_config(
+    path: str, environ: Mapping[str, str], read_file: Callable[[str], str] = read_private_file
+) -> ProxyConfig:
     """The proxy's configuration in the file at `path`, overridden by `environ`; or `ConfigError`."""
     return load(
         ProxyConfig,
@@ -105,7 +138,7 @@ def load_proxy_config(path: str, environ: Mapping[str, str]) -> ProxyConfig:
         environ,
         aliases=ALIASES,
         refused_prefixes=REFUSED_PREFIXES,
-        read_file=read_private_file,
+        read_file=read_file,
     )
 
 
@@ -155,6 +188,7 @@ def _trust(security: Security) -> Iterator[Finding]:
 def _names(config: ProxyConfig) -> Iterator[Finding]:
     yield from _unique("listeners", "name", [listener.name for listener in config.listeners])
     yield from _unique("backends", "id", [backend.id for backend in config.backends])
+    yield from _unique("certificates", "id", [certificate.id for certificate in config.certificates])
     yield from _unique("nodes", "id", [node.id for node in config.nodes])
     yield from _unique("clients", "id", [client.id for client in config.clients])
     endpoints = [f"{backend.host}:{backend.port}" for backend in config.backends]
@@ -172,6 +206,27 @@ def _names(config: ProxyConfig) -> Iterator[Finding]:
         if identity == own:
             paths = (path, "messaging.control_sender_id")
             yield Finding(paths, identity, "is the proxy's own control_sender_id", "rename it")
+
+
+def _gates(config: ProxyConfig) -> Iterator[Finding]:
+    """A gate is told who the client is by its proof alone, and reads the requests that it lets through."""
+    for index, backend in enumerate(config.backends):
+        where = f"backends[{index}]"
+        if backend.gate and backend.send_proxy != "off":
+            message = "stands beside gate, whose proof says the same"
+            yield Finding(
+                (f"{where}.send_proxy", f"{where}.gate"), backend.send_proxy, message, 'set it to "off"'
+            )
+        led_to = [
+            each.name
+            for each in config.listeners
+            if each.kind == "http" and (not each.backends or backend.id in each.backends)
+        ]
+        if backend.gate and backend.tls != "off" and led_to:
+            message = f"hides from the gate what the http listener {led_to[0]} sends it"
+            yield Finding(
+                (f"{where}.tls", f"{where}.gate", "listeners"), backend.tls, message, 'set it to "off"'
+            )
 
 
 def _unique(table: str, key: str, values: Iterable[str], *beside: str) -> Iterator[Finding]:
@@ -202,6 +257,14 @@ def _routes(config: ProxyConfig) -> Iterator[Finding]:
             if backend not in known:
                 paths = (f"{where}.backends[{place}]", "backends")
                 yield Finding(paths, backend, f"is not the id of a backend {choices}", "name one, or add it")
+        if listener.sni != "off" and listener.kind != "tcp":
+            paths = (f"{where}.sni", f"{where}.kind")
+            yield Finding(paths, listener.sni, "is for listeners of kind tcp", 'set it to "off"')
+        for place, network in enumerate(listener.proxy_protocol_from):
+            if config.environment == "production" and ipaddress.ip_network(network).prefixlen == 0:
+                paths = (f"{where}.proxy_protocol_from[{place}]", "environment")
+                message = "lets every client say that it is another (development only)"
+                yield Finding(paths, network, message, "list the load balancers' networks")
         own, among = listener.default_backend_id, set(listener.backends)
         rests_on = (f"{where}.default_backend_id", f"{where}.backends", "backends", "routing")
         if own and own not in known:

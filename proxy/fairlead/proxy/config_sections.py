@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from fairlead.protocol.registry import NAME_PATTERN
 from fairlead.protocol.trust import TTL_MS_DEFAULT
+from fairlead.proxy.config_rollout import AlertKeys
 from fairlead.runtime.addresses import canonical_host, read_url
 from fairlead.runtime.config_model import (
     DAY_MS,
@@ -36,6 +37,7 @@ from fairlead.runtime.config_model import (
 SQLITE: Final = "sqlite:///"
 POSTGRES: Final = ("postgresql://", "postgres://")
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PUBLIC_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 APPROVED_COMMANDS_MAX: Final = 256
 APPROVERS_MAX: Final = 10
 _CLAIM: Final = re.compile(r"[\x21-\x7e]{0,128}")
@@ -101,9 +103,18 @@ def _check_commands(commands: dict[str, int]) -> dict[str, int]:
 
 
 ApprovedCommands = Annotated[dict[str, int], AfterValidator(_check_commands)]
+
+
+def _check_public_host(text: str) -> str:
+    if text and (len(text) > 253 or not _PUBLIC_HOST.fullmatch(text)):
+        raise Unfit("is no name or address (allowed: like play.example)", "correct it")
+    return text
+
+
 AllowedHost = Annotated[str, AfterValidator(_check_allowed_host)]
-ClaimName = Annotated[str, AfterValidator(_check_claim)]
+PublicHost = Annotated[str, AfterValidator(_check_public_host)]
 Subject = Annotated[str, AfterValidator(_check_subject)]
+ClaimName = Annotated[str, AfterValidator(_check_claim)]
 Tenant = Annotated[str, AfterValidator(_check_tenant)]
 Scope = Annotated[str, AfterValidator(_check_scope)]
 StoreUrl = Annotated[str, AfterValidator(_check_store)]
@@ -221,6 +232,8 @@ class Dispatch(Section):
 
     kill_switch: bool = False
     """Stops acceptance, delivery and retries at once. Any source that says true wins."""
+    kill_switch_file: str = ""
+    """What operators say of the kill switch, a line each; a file that is merely there is on. "": beside the store."""
     pending_max: int = Field(100_000, ge=1, le=100_000_000)
     """Runs that may wait; beyond it, submissions are answered 429."""
     args_bytes_max: int = Field(32_768, ge=64, le=16_777_216)
@@ -259,6 +272,8 @@ class Dispatch(Section):
     """The signing secret before the last rotation, still believed."""
     hmac_secret_previous_file: FileName | None = None
     """A file (mode 600) with the previous signing secret, instead of hmac_secret_previous."""
+    hmac_scopes: Annotated[tuple[Scope, ...], Lax, Field(min_length=1)] = ("dispatch", "read", "replay")
+    """What a signature alone allows: scopes, permissions of commands. It reads and replays only what was signed so."""
     integrity_mode: Literal["", "off", "observe", "enforce"] = ""
     """What becomes of a submission that is not signed well, as in auth_mode. "": enforce where there is a secret."""
     observe_until: Instant | None = None
@@ -313,7 +328,7 @@ class Retry(Section):
     """Retries as a share of first attempts: what is beyond fails at once. A burst of 20 is always allowed."""
 
 
-class Reliability(Section):
+class Reliability(AlertKeys):
     """[reliability]: who operates, and what callers may ask."""
 
     ops_require_operator_key: bool = True
@@ -471,6 +486,34 @@ class Jwt(Section):
         destination = read_url(self.jwks_url)
         assert not isinstance(destination, str), "load refuses what is no URL"
         return destination.host
+
+
+class Transfer(Section):
+    """[transfer]: how clients are moved between backends."""
+
+    host: PublicHost = ""
+    """The name by which players reach this proxy, where they are sent back to. Needed to transfer players."""
+    port: int = Field(0, ge=0, le=65_535)
+    """Port of that name. 0: the port of the player's listener."""
+    host_suffix: PublicHost = ""
+    """A domain whose every name leads to this proxy (wildcard DNS): then a transfer's token is part of the name."""
+    timeout_ms: int = Field(30_000, ge=1_000, le=600_000)
+    """Time for a transferred client to reach its target; then the transfer has failed. Its token is good as long."""
+    pending_max: int = Field(1_000, ge=1, le=100_000)
+    """Transfers under way at once. More are refused."""
+
+
+class Players(Section):
+    """[players]: what players may do who enter commands on nodes."""
+
+    scopes: Annotated[tuple[Scope, ...], Lax] = ("dispatch",)
+    """What they may do: dispatch, and permissions that commands ask for. Empty: no player's command is taken."""
+    tenant: Tenant = "default"
+    """The tenant on whose behalf their runs execute."""
+    commands_max: int = Field(20, ge=1, le=100_000)
+    """Commands of one player within the window."""
+    commands_window_ms: int = Field(10_000, ge=100, le=3_600_000)
+    """That window."""
 
 
 class Handover(Section):

@@ -21,9 +21,9 @@ TAKEN: Final = (
     "tls",
     "security.proxy_secret", "security.internal_trust_shared_secret", "dispatch.hmac_secret", "jwt.hs256_secret",
     "worker.callback_signing_secret", "reliability.ops_keys", "dispatch.rollout_mode", "dispatch.canary_percent",
-    "dispatch.canary_allowlist", "dispatch.canary_denylist", "logging.level",
+    "dispatch.canary_allowlist", "dispatch.canary_denylist", "dispatch.kill_switch", "logging.level",
 )  # fmt: skip
-_NOT_TAKEN: Final = ("tls.pins_file", "limits.trusted_forwarders")
+_NOT_TAKEN: Final = ("dispatch.kill_switch_file", "tls.pins_file", "limits.trusted_forwarders")
 _TAKEN_OF_LISTENERS: Final = (
     "backends", "default_backend_id", "tls_certificates", "tls_min_version", "tls_client_certificates",
     "tls_client_ca_file",
@@ -53,7 +53,9 @@ def _is_taken(key: str) -> bool:
         return False
     if key.startswith("listeners["):
         return key.rpartition("].")[2].partition(".")[0] in _TAKEN_OF_LISTENERS
-    return any(key == each or key.startswith((f"{each}.", f"{each}_previous", f"{each}_file")) for each in TAKEN)
+    return any(
+        key == each or key.startswith((f"{each}.", f"{each}_previous", f"{each}_file")) for each in TAKEN
+    )
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterable[str]:
@@ -82,11 +84,7 @@ def _differing_listeners(before: Iterable[Any], now: Iterable[Any]) -> Iterable[
 
 def taken_over(before: ProxyConfig, now: ProxyConfig) -> ProxyConfig:
     """The configuration in force afterwards: what could be taken over, and the rest as it was."""
-    given = {
-        name: getattr(now, name)
-        for name in TAKEN
-        if "." not in name
-    }
+    given = {name: getattr(now, name) for name in TAKEN if "." not in name}
     given["security"] = now.security.model_copy(update={"token_ttl_millis": before.security.token_ttl_millis})
     given["dispatch"] = before.dispatch.model_copy(
         update={
@@ -99,9 +97,7 @@ def taken_over(before: ProxyConfig, now: ProxyConfig) -> ProxyConfig:
     kept = {each.name: each for each in before.listeners}
     fresh = {each.name: each for each in now.listeners}
     given["listeners"] = tuple(
-        each.model_copy(
-            update={name: getattr(fresh[each.name], name) for name in _TAKEN_OF_LISTENERS}
-        )
+        each.model_copy(update={name: getattr(fresh[each.name], name) for name in _TAKEN_OF_LISTENERS})
         if each.name in fresh
         else each
         for each in kept.values()

@@ -21,7 +21,8 @@ from fairlead.runtime.observer import Observer
 LOOK_EVERY_S: Final = 2.0
 HINTS_MAX: Final = 10_000
 TOPICS: Final = frozenset({
-    "agents", "cancel", "ended", "keys", "look", "nodes", "operator_keys", "pending", "rates", "registry",
+    "agents", "cancel", "controls", "ended", "flags", "keys", "look", "nodes",
+    "operator_keys", "pending", "rates", "registry", "rollouts",
 })  # fmt: skip
 
 
@@ -37,9 +38,12 @@ class Siblings:
         owner: str,
         refresh_callers: Callable[[], Awaitable[Any]],
         forget_rates: Callable[[str], None],
+        steer: Callable[[], Awaitable[Any]],
     ) -> None:
+        """`steer`: goes by what the store says of kill switch, rollouts and flags."""
         self._observer, self._store, self._control, self._dispatcher = observer, store, control, dispatcher
         self._owner, self._refresh_callers, self._forget_rates = owner, refresh_callers, forget_rates
+        self._steer = steer
         self._hints: deque[tuple[str, str]] = deque(maxlen=HINTS_MAX)
         self._hinted = trio.Event()
         self.listening = False
@@ -100,6 +104,13 @@ class Siblings:
     async def _follow(
         self, wanted: set[str], ended: list[str], cancelled: list[tuple[str, int, str]]
     ) -> None:
+        if wanted & {
+            "controls",
+            "flags",
+            "rollouts",
+            "look",
+        }:  # the kill switch is among them: before all else
+            await self._guarded(self._steer)
         if ended:
             mine = [run_id for run_id in ended if self._dispatcher.waiters.interested(run_id)]
             if mine:

@@ -1,17 +1,15 @@
-"""`fairlead check openapi`, `security-parity` and `sdk-drift`: whether what is promised over HTTP is what is served.
+"""`fairlead check openapi` and `security-parity`: whether what is promised over HTTP is what is served.
 
 The first compares the description that is kept (docs/openapi.json) with the one the code makes, and with a running
-proxy's; the second asks a running proxy on every endpoint as somebody who must be refused; the third compares what the
-client library can say with what the API takes. All read the one table of endpoints.
+proxy's; the second asks a running proxy on every endpoint as somebody who must be refused, or (`--static`) looks at the
+table of endpoints alone. Both read that one table.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,24 +17,17 @@ from typing import Any, Final
 
 from fairlead.cli import findings
 from fairlead.cli.ctl.calling import DEFAULT_URL
-from fairlead.client.client import Client
-from fairlead.protocol.messages import Submission as LinkSubmission
-from fairlead.proxy.dispatch.submit import Submission
 from fairlead.proxy.ops.contract import CONTRACT
 from fairlead.proxy.ops.endpoints import ENDPOINTS
 from fairlead.proxy.ops.openapi import document
 from fairlead.proxy.ops.ops import Ops
-from fairlead.proxy.ops.parity import Answer, Asking, Finding, parity
-from fairlead.runtime.process import EXIT_FAILED, EXIT_STOPPED
+from fairlead.proxy.ops.parity import Answer, Asking, Finding, parity, static_findings
+from fairlead.proxy.ops.steering_api import SteeringApi
+from fairlead.proxy.ops.telemetry_api import TelemetryApi
+from fairlead.runtime.process import EXIT_STOPPED
 from fairlead.runtime.version import VERSION
 
 TIMEOUT_S: Final = 30.0
-# Names that the two doors give to the same thing, and what only one of them needs.
-ONLY_OVER_HTTP: Final = {
-    "tenant": "an application's is configured", "schedule_at": "delay_ms says the same",
-    "idempotency_key": "a client's run id is its own choice",
-}  # fmt: skip
-ONLY_OVER_A_LINK: Final = {"run_id", "args_json", "quiet"}
 
 
 # -- openapi
@@ -49,7 +40,8 @@ def text_of(made: dict[str, Any]) -> str:
 
 def check_openapi(options: argparse.Namespace) -> int:
     """`fairlead check openapi`."""
-    made = document(VERSION)
+    gate = findings.Gate("openapi", options)
+    made = json.loads(text_of(document(VERSION)))  # as it is kept: JSON knows no tuples
     path = Path(options.file)
     if options.write:
         path.write_text(text_of(made))
@@ -71,13 +63,16 @@ def check_openapi(options: argparse.Namespace) -> int:
             found.append(compared(options.url, answer, made, "another version runs there"))
         else:
             found.append(Finding("error", options.url, f"answered {status} {answer}"))
-    return findings.report("openapi", found, as_json=options.json)
+    return gate.end(found)
 
 
 def served_and_described() -> Iterable[Finding]:
     """Each endpoint of the table has a method that serves it and a row of the contract, and nothing else has."""
     names = {each.name for each in ENDPOINTS}
-    methods = {name.removeprefix("serve_") for name in vars(Ops) if name.startswith("serve_")}
+    served_by = (Ops, SteeringApi, TelemetryApi)  # the latter two serve theirs themselves (`Apis.method`)
+    methods = {
+        name.removeprefix("serve_") for kind in served_by for name in vars(kind) if name.startswith("serve_")
+    }
     for what, found in (("served", methods), ("described", set(CONTRACT))):
         wrong = sorted(names ^ found)
         yield Finding("error" if wrong else "ok", what, ", ".join(wrong) or f"{len(names)} operations")
@@ -107,19 +102,18 @@ def _differences(left: Any, right: Any, at: str) -> Iterable[str]:
 
 def check_parity(options: argparse.Namespace) -> int:
     """`fairlead check security-parity`."""
+    gate = findings.Gate("security-parity", options)
+    if options.static:
+        wrong = static_findings()
+        return gate.end(wrong or [Finding("ok", "endpoints", f"{len(ENDPOINTS)} say whom they refuse")])
     url = options.url or os.environ.get("FAIRLEAD_URL", DEFAULT_URL)
     if not options.ops_key:
-        print(
-            "fairlead check security-parity: give an admin's key: --ops-key or FAIRLEAD_OPS_KEY",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+        return gate.could_not_run("give an admin's key: --ops-key or FAIRLEAD_OPS_KEY")
     try:
         found = drive(parity(options.ops_key), _client(url))
     except OSError as error:
-        print(f"fairlead check security-parity: {url} did not answer: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    return findings.report("security-parity", found, as_json=options.json, quiet_ok=True, url=url)
+        return gate.could_not_run(f"{url} did not answer: {error}")
+    return gate.end(found, quiet_ok=True, url=url)
 
 
 def drive(asking: Asking, call: Callable[[str, str, Any, str | None], Answer]) -> list[Finding]:
@@ -156,24 +150,3 @@ def _client(url: str) -> Callable[[str, str, Any, str | None], Answer]:
             return answer.status_code, None
 
     return call
-
-
-# -- sdk-drift
-
-
-def drifted() -> list[Finding]:
-    """The fields of a submission: over HTTP, over a link, and as the library's `submit` takes them."""
-    over_http = set(Submission.__struct_fields__) - set(ONLY_OVER_HTTP) - {"args"}
-    over_link = set(LinkSubmission.__struct_fields__) - ONLY_OVER_A_LINK
-    offered = set(inspect.signature(Client.submit).parameters) - {"self", "args"}
-    found = []
-    for what, names in (("a link's submission", over_link), ("Client.submit", offered)):
-        wrong = [f"lacks {name}" for name in sorted(over_http - names)]
-        wrong += [f"takes {name}, which HTTP does not" for name in sorted(names - over_http)]
-        found.append(Finding("error" if wrong else "ok", what, "; ".join(wrong) or f"{len(names)} fields"))
-    return found
-
-
-def check_drift(options: argparse.Namespace) -> int:
-    """`fairlead check sdk-drift`."""
-    return findings.report("sdk-drift", drifted(), as_json=options.json)

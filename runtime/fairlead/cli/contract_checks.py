@@ -1,4 +1,4 @@
-"""The options of `fairlead check openapi`, `security-parity` and `sdk-drift`; what they do is in `contract`.
+"""The options of `fairlead check openapi` and `security-parity`; what they do is in `contract`.
 
 Apart from it, because it needs the whole proxy, which a node's installation cannot import.
 """
@@ -9,6 +9,7 @@ import argparse
 import os
 from typing import Any, Final
 
+from fairlead.cli import findings
 from fairlead.cli.ctl.calling import DEFAULT_URL
 
 DOCUMENT: Final = "docs/openapi.json"
@@ -29,10 +30,10 @@ def add_to(checks: Any) -> None:
         "refused, and revokes the keys. Where a guard is missing, the probe still changes nothing.",
     )  # fmt: skip
     _asking(refusing, f"the proxy (default: FAIRLEAD_URL or {DEFAULT_URL})")
+    refusing.add_argument(
+        "--static", action="store_true", help="ask nobody: judge the table of endpoints alone"
+    )
     refusing.set_defaults(run=lambda options: _load().check_parity(options))
-    drift = checks.add_parser("sdk-drift", help="whether the client library can say what the HTTP API takes")
-    drift.add_argument("--json", action="store_true", help="print a report as JSON")
-    drift.set_defaults(run=lambda options: _load().check_drift(options))
 
 
 def _asking(parser: argparse.ArgumentParser, what: str) -> None:
@@ -42,7 +43,7 @@ def _asking(parser: argparse.ArgumentParser, what: str) -> None:
         default=os.environ.get("FAIRLEAD_OPS_KEY", ""),
         help="an admin's (default: FAIRLEAD_OPS_KEY)",
     )
-    parser.add_argument("--json", action="store_true", help="print a report as JSON")
+    findings.add_options(parser)
 
 
 def _load() -> Any:

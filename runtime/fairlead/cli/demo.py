@@ -44,17 +44,21 @@ class Ports:
     health: tuple[int, int]
     app_http: tuple[int, int]
     app_game: tuple[int, int]
+    gate_http: tuple[int, int]  # where the proxy reaches the apps
+    gate_game: tuple[int, int]
 
     @classmethod
     def at(cls, offset: int) -> Ports:
         return cls(
             8080 + offset, 25565 + offset, 25570 + offset, 9100 + offset, (9201 + offset, 9202 + offset),
             (8081 + offset, 8082 + offset), (25566 + offset, 25567 + offset),
+            (8083 + offset, 8084 + offset), (25568 + offset, 25569 + offset),
         )  # fmt: skip
 
     def all(self) -> tuple[int, ...]:
         return (
-            self.http, self.game, self.control, self.ops, *self.health, *self.app_http, *self.app_game
+            self.http, self.game, self.control, self.ops, *self.health, *self.app_http, *self.app_game,
+            *self.gate_http, *self.gate_game,
         )  # fmt: skip
 
 
@@ -321,7 +325,8 @@ class Demo:
   Fairlead is up: one proxy, two synchronized nodes, a sample app behind them.
 
   clients    http://127.0.0.1:{ports.http}/          the app, through the proxy
-             nc 127.0.0.1 {ports.game}                a TCP game, through the proxy
+             nc 127.0.0.1 {ports.game}                a TCP game, through the proxy; the same port is in a
+                                              Minecraft client's list of servers
   operators  http://127.0.0.1:{ports.ops}/status      open it in a browser
              . {_shown(self._data)}/demo.env && export FAIRLEAD_OPS_KEY FAIRLEAD_URL
              .venv/bin/fairlead ctl status
@@ -367,7 +372,9 @@ backends = ["lobby-1", "lobby-2"]
 
 [[listeners]]
 name = "game"
-kind = "tcp"
+kind = "minecraft"
+fallback = "tcp"
+fallback_after_ms = 300
 port = {ports.game}
 backends = ["game-1", "game-2"]
 default_backend_id = "game-1"
@@ -375,26 +382,30 @@ default_backend_id = "game-1"
 [[backends]]
 id = "lobby-1"
 host = "127.0.0.1"
-port = {ports.app_http[0]}
+port = {ports.gate_http[0]}
+gate = true
 namespaces = ["demo"]
 
 [[backends]]
 id = "lobby-2"
 host = "127.0.0.1"
-port = {ports.app_http[1]}
+port = {ports.gate_http[1]}
+gate = true
 namespaces = ["demo"]
 
 [[backends]]
 id = "game-1"
 node = "lobby-1"
 host = "127.0.0.1"
-port = {ports.app_game[0]}
+port = {ports.gate_game[0]}
+gate = true
 
 [[backends]]
 id = "game-2"
 node = "lobby-2"
 host = "127.0.0.1"
-port = {ports.app_game[1]}
+port = {ports.gate_game[1]}
+gate = true
 
 [[clients]]
 id = "{CLIENT}"
@@ -402,8 +413,14 @@ id = "{CLIENT}"
 [routing]
 default_backend_id = "lobby-1"
 
+[minecraft]
+motd = "Fairlead demo"
+offline_motd = "Fairlead demo: no node is up"
+hold_s = 5
+
 [rate_limits]
 connection_per_ip_max = 100000
+handshake_per_ip_max = 100000
 
 [messaging]
 host = "127.0.0.1"
@@ -452,6 +469,18 @@ server_id = "{node_id}"
 proxies = ["127.0.0.1:{ports.control}"]
 data_dir = "{folder}"
 reconnect_max_millis = 2000
+
+[[gates]]
+name = "app"
+port = {ports.gate_http[index]}
+kind = "http"
+target_port = {ports.app_http[index]}
+
+[[gates]]
+name = "game"
+port = {ports.gate_game[index]}
+kind = "tcp"
+target_port = {ports.app_game[index]}
 
 [health]
 port = {ports.health[index]}

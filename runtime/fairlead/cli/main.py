@@ -7,13 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fairlead.protocol.limits import WIRE_VERSION_MAX, WIRE_VERSION_MIN
 from fairlead.runtime.process import EXIT_STOPPED
 from fairlead.runtime.version import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point of `fairlead`."""
-    options = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [
+        "edge-worker"
+    ]:  # a proxy starts these, nobody else, and wants them soon: see [edge] workers
+        from fairlead.cli.edge_worker import run_edge_worker
+
+        return run_edge_worker(given[1:])
+    options = make_parser().parse_args(given)
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
@@ -29,7 +37,11 @@ def make_parser() -> argparse.ArgumentParser:
         prog="fairlead",
         description="A proxy and backend control plane: clients and durable commands, one fleet.",
     )
-    parser.add_argument("--version", action="version", version=f"fairlead {VERSION}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"fairlead {VERSION}, wire {WIRE_VERSION_MIN}..{WIRE_VERSION_MAX}",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     proxy = verbs.add_parser("proxy", help="run a proxy")
@@ -63,9 +75,14 @@ def make_parser() -> argparse.ArgumentParser:
     config.add_argument("file")
     config.set_defaults(run=_check_config)
     from fairlead.cli import (
+        alert_rules,
         callbacks,
         contract_checks,
         ctl,
+        doctor,
+        drill,
+        gates,
+        incident_options,
         reason_codes,
         replay_guards,
         schema_preflight,
@@ -75,14 +92,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     reason_codes.add_to(checks)
+    alert_rules.add_to(checks)
     schema_preflight.add_to(checks)
     contract_checks.add_to(checks)
+    incident_options.add_checks(checks)
+    gates.add_to(checks)
+    gates.add_verbs(verbs)
     secrets.add_to(verbs)
     callbacks.add_to(verbs)
     replay_guards.add_to(verbs)
     seals.add_to(verbs)
     sign.add_to(verbs)
     ctl.add_to(verbs)
+    drill.add_to(verbs)
+    doctor.add_to(verbs)
+    incident_options.add_verbs(verbs)
     return parser
 
 

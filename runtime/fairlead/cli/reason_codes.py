@@ -22,6 +22,7 @@ from fairlead.runtime.process import EXIT_STOPPED
 # Where reasons are listed, and given by nobody.
 LISTINGS: Final = (
     "protocol/reasons.py",
+    "protocol/reason_codes.py",
     "cli/reasons_page.py",
     "cli/reason_codes.py",
     "ops/contract.py",
@@ -37,7 +38,7 @@ def add_to(checks: Any) -> None:
         "reason-codes", help="print the table of reasons; fail where code and table differ"
     )
     codes.add_argument("--markdown", action="store_true", help="print docs/reasons.md instead")
-    codes.add_argument("--json", action="store_true", help="print a report as JSON")
+    findings.add_options(codes)
     codes.set_defaults(run=_run)
 
 
@@ -45,12 +46,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.markdown:
         print(markdown(), end="")
         return EXIT_STOPPED
+    gate = findings.Gate("reason-codes", options)
     if not options.json:
         for reason, row in TRAITS.items():
             print(
                 f"{reason.value:36} {row.family.value:10} {row.response.value:10} {row.status}  {row.title}"
             )
-    return findings.report("reason-codes", judged(given_in(sources())), as_json=options.json)
+    return gate.end(judged(given_in(sources())))
 
 
 def sources() -> Iterable[Path]:

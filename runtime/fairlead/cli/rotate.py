@@ -57,7 +57,7 @@ ELSEWHERE: Final = (
     "node keys: after POST /api/nodes/ID/revoke, `fairlead secret node-key ID --epoch N`",
     "operator keys: `fairlead ctl keys create`, `list` (last use of the old one), `revoke`",
     "the audit trail's checkpoint key follows the proxy secret; keep the old public key (`secret audit-key`)",
-    "tokens of players' transfers: there are none yet",
+    "tokens of players' transfers follow the proxy secret: those of the previous one are good for as long as it is",
 )
 
 

@@ -9,17 +9,21 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
 from fairlead.backend.app import NodeProcess
 from fairlead.backend.app import StartRefused as NodeStartRefused
+from fairlead.backend.commands import clashes
 from fairlead.backend.config import NodeConfig, load_node_config
 from fairlead.backend.handlers import Node
 from fairlead.proxy.app import Proxy
 from fairlead.proxy.assembly import StartRefused as ProxyStartRefused
-from fairlead.proxy.config import ProxyConfig, load_proxy_config
+from fairlead.proxy.config import load_proxy_config
+from fairlead.proxy.reloading import Reloaded
+from fairlead.proxy.telemetry_assembly import machine_resources
+from fairlead.runtime.child import start_child
 from fairlead.runtime.config import ConfigError
 from fairlead.runtime.handover import HandoverFailed, Offer, passed_by_service_manager, take_over
 from fairlead.runtime.log import Log, StderrSink
@@ -36,7 +40,6 @@ from fairlead.runtime.world import RealWorld, raise_file_limit
 
 RELEASE_TIMEOUT_S: Final = 15.0  # for a running proxy to close its store after it was asked to
 Serve = Callable[[trio.Event], Awaitable[None]]
-C = TypeVar("C", ProxyConfig, NodeConfig)
 
 
 def run_proxy(path: str, environ: Mapping[str, str], is_successor: bool = False) -> int:
@@ -53,7 +56,10 @@ def run_proxy(path: str, environ: Mapping[str, str], is_successor: bool = False)
 
     offers_at = Path(config.handover.socket) if config.handover.socket else None
     offer = Offer(offers_at, world.listening) if offers_at is not None else None
-    proxy = Proxy(config, world, observer, environ, offer=offer)
+    proxy = Proxy(config, world, observer, environ, offer=offer, start_worker=start_child)
+    proxy.resources = machine_resources(
+        Path(config.store.path).parent if not config.store.is_postgres else Path(".")
+    )
 
     async def serve(stop: trio.Event) -> None:
         settle_memory()
@@ -70,7 +76,17 @@ def run_proxy(path: str, environ: Mapping[str, str], is_successor: bool = False)
             if predecessor is not None:
                 await predecessor.serving()
 
-    return _run(serve, log, lambda: _reload(path, environ, log, load_proxy_config, proxy.reload))
+    def read_again() -> Reloaded:
+        with proxy.service.reloading():
+            try:
+                found = load_proxy_config(path, environ)
+            except ConfigError as error:
+                log.error("reload_refused", problems=str(error), kept="the last good configuration")
+                return Reloaded(problems=str(error).splitlines())
+            return proxy.reload(found)
+
+    proxy.read_again = read_again
+    return _run(serve, log, read_again, proxy.halt)
 
 
 def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_registry: bool = False) -> int:
@@ -93,6 +109,8 @@ def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_regist
         elif not isinstance(error, LookupError | TypeError):
             traceback.print_exc()
         return EXIT_CONFIG
+    if problems := clashes(config, node.handlers):
+        return _refused(path, ConfigError(problems))
     world = RealWorld()
     log = Log(
         StderrSink(), world.wall_ms, config.server_id, config.logging.level,
@@ -106,7 +124,11 @@ def run_node(path: str, handlers: str, environ: Mapping[str, str], forget_regist
         settle_memory()
         await process.run(stop)
 
-    return _run(serve, log, lambda: _reload(path, environ, log, load_node_config, process.reload))
+    def reload() -> None:
+        with process.service.reloading():
+            _reload(path, environ, log, load_node_config, process.reload)
+
+    return _run(serve, log, reload)
 
 
 def _refused(path: str, error: ConfigError) -> int:
@@ -133,10 +155,10 @@ def _reload(
     path: str,
     environ: Mapping[str, str],
     log: Log,
-    load: Callable[[str, Mapping[str, str]], C],
-    take_secrets: Callable[[C], None],
+    load: Callable[[str, Mapping[str, str]], NodeConfig],
+    take_secrets: Callable[[NodeConfig], None],
 ) -> None:
-    """SIGHUP: read and check the whole configuration again; what can change while running changes."""
+    """SIGHUP: read and check a node's whole configuration again; what can change while running changes."""
     try:
         config = load(path, environ)
     except ConfigError as error:
@@ -148,11 +170,13 @@ def _reload(
     take_secrets(config)
 
 
-def _run(serve: Serve, log: Log, reload: Callable[[], None]) -> int:
+def _run(
+    serve: Serve, log: Log, reload: Callable[[], object], on_usr1: Callable[[], object] | None = None
+) -> int:
     raise_file_limit()
     status = EXIT_STOPPED
     try:
-        trio.run(run_until_signalled, serve, reload)
+        trio.run(run_until_signalled, serve, reload, on_usr1)
     except BaseExceptionGroup as group:
         status = _report(group, log)
     except (ProxyStartRefused, NodeStartRefused, HandoverFailed) as error:

@@ -56,7 +56,8 @@ class SignedCall:
             words += ["--data-binary", f"@{self.body_file}"]
         elif self.body or self.method not in ("GET", "DELETE"):
             words += ["--data-raw", _text(self.body)]
-        # What asks for more than a signature gives (a replay does) goes with an operator key, which is not printed.
+        # What asks for more than a signature gives (a replay of what others submitted does) goes with an operator key,
+        # which is not printed.
         return shlex.join(words) + (f' -H "x-ops-key: ${OPS_KEY_NAME}"' if self.with_ops_key else "")
 
 

@@ -22,7 +22,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fairlead.runtime.config_model import Configuration, core_type, element_table_of, keys, table_of
+from fairlead.runtime.config_model import (
+    Configuration,
+    core_type,
+    element_table_of,
+    is_secret,
+    keys,
+    table_of,
+)
 from fairlead.runtime.config_problems import (
     ConfigError,
     Problem,
@@ -56,6 +63,21 @@ NOT_KEYS: Final = (
     "FAIRLEAD_DATA",
     "FAIRLEAD_PORT_OFFSET",
     "FAIRLEAD_BENCH",
+    "FAIRLEAD_BUILD_REF",
+    "FAIRLEAD_BUILD_SHA",
+    "FAIRLEAD_BUILD_CREATED_AT",
+    # What a program of [[commands]] is told, which may itself start one of our processes.
+    "FAIRLEAD_COMMAND",
+    "FAIRLEAD_NODE",
+    "FAIRLEAD_RUN_ID",
+    "FAIRLEAD_ATTEMPT",
+    "FAIRLEAD_IDEMPOTENCY_KEY",
+    "FAIRLEAD_TENANT",
+    "FAIRLEAD_PRINCIPAL",
+    "FAIRLEAD_SUBJECT_TYPE",
+    "FAIRLEAD_SESSION",
+    "FAIRLEAD_CORRELATION_ID",
+    "FAIRLEAD_DEADLINE_AT_MS",
 )
 # Every FAIRLEAD_ name that some process reads. A proxy and a node often share an environment, so each
 # accepts what is meant for the other. A test compares this with the models.
@@ -83,6 +105,7 @@ FAIRLEAD_NAMES: Final = (
     "FAIRLEAD_CONTROL_TTL_MILLIS",
     "FAIRLEAD_CONTROL_MAX_INFLIGHT",
     "FAIRLEAD_CONTROL_REPLAY_WINDOW_MILLIS",
+    "FAIRLEAD_CONTROL_REPLAY_MAX_ENTRIES",
     "FAIRLEAD_CONNECT_TIMEOUT_MILLIS",
     "FAIRLEAD_RECONNECT_BASE_MILLIS",
     "FAIRLEAD_RECONNECT_MAX_MILLIS",
@@ -107,6 +130,7 @@ WORKER_NAMES: Final = (
     "WORKER_PUBLIC_CALLBACKS",
     "WORKER_TASKS_AUTH_TOKEN",
     "WORKER_TASKS_AUTH_TOKEN_FILE",
+    "WORKER_COMMAND_ALLOWED_HOSTS",
     "WORKER_BASE_URL",
 )
 
@@ -214,6 +238,8 @@ def _from_text(field: FieldInfo, text: str) -> object:
         return {"true": True, "false": False}.get(text, text)
     if core is int:
         return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+    if core is float:
+        return float(text) if re.fullmatch(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", text) else text
     if get_origin(core) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     if get_origin(core) is dict:
@@ -228,6 +254,8 @@ def _read_secret_files(reading: _Reading, read_file: Callable[[str], str]) -> No
         target = (*path[:-1], path[-1].removesuffix("_file"))
         named = _get(reading.data, path)
         if target == path or target not in fields or not isinstance(named, str) or not named:
+            continue
+        if not is_secret(fields[target]):  # a file of another kind (dispatch.kill_switch_file)
             continue
         key, target_key = dotted(path), dotted(target)
         # The name is not shown either: somebody may have put the secret itself here.

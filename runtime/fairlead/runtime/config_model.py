@@ -136,6 +136,8 @@ def _check_namespace(text: str) -> str:
             "is not a namespace (allowed: 1 to 32 of a-z 0-9 _ -, beginning with a letter or digit)",
             "rename it",
         )
+    if text == "fairlead":
+        raise Unfit("is the proxy's own namespace, which no node may announce in", "choose another")
     return text
 
 
@@ -202,7 +204,7 @@ Environment = Literal["production", "development"]
 Id = Annotated[str, AfterValidator(_check_id)]
 IdOrEmpty = Annotated[str, AfterValidator(_check_id_or_empty)]
 IdOrPrefix = Annotated[str, AfterValidator(_check_id_or_prefix)]
-Namespace = Annotated[str, AfterValidator(_check_namespace)]
+Namespace = Annotated[str, AfterValidator(_check_namespace)]  # that a node may be granted
 Host = Annotated[str, AfterValidator(_check_host)]
 RemoteHost = Annotated[str, AfterValidator(_check_remote_host)]
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]

@@ -8,6 +8,7 @@ are a closed set is registered with all of them, so that every counter exists at
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -91,11 +92,7 @@ class HistogramCell:
     def observe(self, value: float) -> None:
         self.count += 1
         self.total += value
-        for index, bound in enumerate(self.bounds):
-            if value <= bound:
-                self.buckets[index] += 1
-                return
-        self.buckets[-1] += 1
+        self.buckets[bisect_left(self.bounds, value)] += 1
 
 
 class Histogram:
@@ -179,6 +176,13 @@ class Metrics:
     ) -> None:
         family = Computed(self._prefix + name, kind, text, labels, read)
         self._families[family.name] = family
+
+    def families(self) -> Iterable[Family | Histogram | Computed]:
+        return self._families.values()
+
+    def family(self, name: str) -> Family | Histogram | Computed | None:
+        """By its whole name."""
+        return self._families.get(name)
 
     def _add(self, family: Family) -> Family:
         known = self._families.get(family.name)

@@ -49,12 +49,12 @@ class Lately:
         self._slot_s, self._slots_max = slot_s, slots_max
         self._slots: deque[tuple[int, dict[Reason, int]]] = deque(maxlen=slots_max)
 
-    def add(self, reason: Reason, now: float) -> None:
+    def add(self, reason: Reason, now: float, count: int = 1) -> None:
         number = int(now // self._slot_s)
         if not self._slots or self._slots[-1][0] != number:
             self._slots.append((number, {}))
         counts = self._slots[-1][1]
-        counts[reason] = counts.get(reason, 0) + 1
+        counts[reason] = counts.get(reason, 0) + count
 
     def within(self, window_s: float, now: float) -> dict[str, dict[str, int]]:
         """Counts by family and reason of the last `window_s`, up to a slot more."""

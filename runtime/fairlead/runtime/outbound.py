@@ -21,7 +21,7 @@ import trio
 
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.runtime.addresses import Destination, canonical_hosts, dialled_address_problem, read_url
-from fairlead.runtime.posting import Answer, OutboundFailed
+from fairlead.runtime.posting import Answer, NotConnected, OutboundFailed
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.version import SOFTWARE
 from fairlead.runtime.world import World
@@ -68,7 +68,7 @@ class Outbound:
         except trio.TooSlowError:
             raise OutboundFailed(f"no answer within {timeout_s:g} s") from None
         except OSError as error:
-            raise OutboundFailed(f"cannot connect: {error.strerror or error}") from error
+            raise NotConnected(f"cannot connect: {error.strerror or error}") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, trio.BrokenResourceError) as error:
             raise OutboundFailed(f"the connection broke: {error}" if str(error) else "it broke") from error
 
@@ -92,21 +92,23 @@ class Outbound:
             named = tuple(
                 (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers
             )
-            return Answer(response.status, named, await _read_body(response))
+            return Answer(response.status, named, *await _read_body(response))
         finally:
             backend.close()
 
 
-async def _read_body(response: httpcore.Response) -> bytes:
-    """As much as there is, within the deadline: the status stands already, whatever becomes of the rest."""
-    body = bytearray()
+async def _read_body(response: httpcore.Response) -> tuple[bytes, bool]:
+    """As much as there is, within the deadline, and whether that is all: the status stands already, whatever becomes of
+    the rest."""
+    body, is_whole = bytearray(), False
     with trio.move_on_at(trio.current_effective_deadline() - _BODY_MARGIN_S):
         try:
             async for part in response.aiter_stream():
                 body += part
+            is_whole = True
         except (httpcore.NetworkError, httpcore.ProtocolError):
             pass  # cut short, as `Answer.body` says
-    return bytes(body)
+    return bytes(body), is_whole
 
 
 class _GuardedBackend(httpcore.AsyncNetworkBackend):

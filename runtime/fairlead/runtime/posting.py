@@ -14,6 +14,10 @@ class OutboundFailed(Exception):
     """No answer came; the message says how far it got."""
 
 
+class NotConnected(OutboundFailed):
+    """Nothing was sent: there was no connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the receiver said. `body` may be cut short: by its size, by the deadline, or by the receiver."""
@@ -21,6 +25,7 @@ class Answer:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    is_whole: bool = True  # as far as its framing says
 
     def header(self, name: str) -> str | None:
         """The first value of `name` (lower-case), or None."""

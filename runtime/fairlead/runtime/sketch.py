@@ -48,6 +48,36 @@ class Sketch:
                 break
         return LEAST if bucket == 0 else LEAST * 2 * _GAMMA**bucket / (_GAMMA + 1)
 
+    def encode(self) -> bytes:
+        """Compact: for each bucket in order, its distance from the one before and its count, seven bits a byte."""
+        out = bytearray()
+        before = 0
+        for bucket in sorted(self.counts):
+            for number in (bucket - before, self.counts[bucket]):
+                while number > 0x7F:
+                    out.append(number & 0x7F | 0x80)
+                    number >>= 7
+                out.append(number)
+            before = bucket
+        return bytes(out)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Sketch:
+        """What `encode` gave. Of bytes that it did not give: as far as they make sense."""
+        found, numbers, number, shift = cls(), list[int](), 0, 0
+        for byte in raw:
+            number |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80 or shift > 63:
+                numbers.append(number)
+                number = shift = 0
+        bucket = 0
+        for distance, count in zip(numbers[::2], numbers[1::2], strict=False):
+            bucket = min(BUCKETS_MAX, bucket + distance)
+            found.counts[bucket] = found.counts.get(bucket, 0) + count
+            found.total += count
+        return found
+
 
 class WindowedSketch:
     """The last `window_s` seconds, moved on in `parts` steps."""

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Awaitable
 from typing import Protocol
 
 import trio
+
+from fairlead.runtime.pipes import Pipe
 
 _TURNS_MAX = 16
 
@@ -62,20 +65,25 @@ class SocketStream:
         self._sock = sock
         self._turns = 0
         self._dry = False
-        try:
-            self._peer = sock.getpeername()[:2]
-        except (OSError, ValueError):
-            self._peer = ("", 0)
-        if len(self._peer) != 2:
-            self._peer = ("", 0)
+        self._peer: tuple[str, int] | None = None  # asked for once, if at all
 
     @property
     def peer_host(self) -> str:
-        return str(self._peer[0])
+        return (self._peer or self._ask_peer())[0]
 
     @property
     def peer_port(self) -> int:
-        return int(self._peer[1])
+        return (self._peer or self._ask_peer())[1]
+
+    def _ask_peer(self) -> tuple[str, int]:
+        self._peer = ("", 0)
+        try:
+            address = self._sock.getpeername()
+        except (OSError, ValueError):
+            return self._peer  # It reset before we looked.
+        if isinstance(address, tuple) and len(address) >= 2:
+            self._peer = (str(address[0]), int(address[1]))
+        return self._peer
 
     @property
     def socket(self) -> socket.socket:
@@ -83,24 +91,27 @@ class SocketStream:
         return self._sock
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        await self._take_turn()
-        if self._dry:  # it took all there was last time: to ask again at once would be in vain
-            self._turns = 0
-            await self._wait_readable()
-        while True:
-            try:
-                data = self._sock.recv(max_bytes)
-                self._dry = len(data) < max_bytes
-                return data
-            except BlockingIOError:
-                self._turns = 0
-                await self._wait_readable()
-            except OSError as error:
-                raise self._failure(error) from error
+        if not self._dry:  # else the wait below is a turn for the others
+            await self._take_turn()
+        try:
+            while True:
+                if self._dry:  # it took all there was last time: to ask again at once would be in vain
+                    self._turns = 0
+                    await trio.lowlevel.wait_readable(self._sock)
+                try:
+                    data = self._sock.recv(max_bytes)
+                    self._dry = len(data) < max_bytes
+                    return data
+                except BlockingIOError:
+                    self._dry = True
+        except OSError as error:
+            raise self._failure(error) from error
 
-    async def wait_readable(self) -> None:
-        """Until bytes, end of file or an error are there to be read. For a borrowed, shared buffer."""
-        await self._wait_readable()
+    def wait_readable(self) -> Awaitable[None]:
+        """Until bytes, end of file or an error are there to be read. For a borrowed, shared buffer.
+
+        Most relays wait here for most of their time: a coroutine of our own would cost each of them its memory."""
+        return trio.lowlevel.wait_readable(self._sock)  # noqa: ASYNC105
 
     def receive_into_nowait(self, buffer: memoryview) -> int | None:
         """What is there now, or None where nothing is."""
@@ -118,6 +129,27 @@ class SocketStream:
         except BlockingIOError:
             return 0
         except OSError as error:
+            raise self._failure(error) from error
+
+    def fill_nowait(self, pipe: Pipe) -> int | None:
+        """What is there now goes into the pipe: how much, or None where nothing is. Raises NotSpliceable."""
+        try:
+            return pipe.fill(self._sock.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def drain_nowait(self, pipe: Pipe) -> int:
+        """What the kernel takes now goes out of the pipe: possibly nothing."""
+        try:
+            return pipe.drain(self._sock.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
+
+    async def wait_writable(self) -> None:
+        """Until the kernel takes bytes again."""
+        try:
+            await trio.lowlevel.wait_writable(self._sock)
+        except OSError as error:  # closed under us by its owner
             raise self._failure(error) from error
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -168,12 +200,6 @@ class SocketStream:
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
-
-    async def _wait_readable(self) -> None:
-        try:
-            await trio.lowlevel.wait_readable(self._sock)
-        except OSError as error:  # closed under us by its owner
-            raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> Exception:
         if self._sock.fileno() == -1:

@@ -1,7 +1,7 @@
 """A small file that is read and written as a whole.
 
-Blocks: call it in a thread. Invariant: whoever reads it finds what was written before or after a `replace`, never a part
-of it, whatever stops the process or the machine in between.
+Blocks: call it in a thread. Invariant: whoever reads it finds what was written before or after a `replace`, never a
+part of it, whatever stops the process or the machine in between.
 """
 
 from __future__ import annotations

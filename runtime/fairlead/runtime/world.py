@@ -13,6 +13,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -20,11 +21,14 @@ import trio
 
 from fairlead.runtime.append_file import AppendFile, FileAppender
 from fairlead.runtime.marks import FileMarks, Marks
+from fairlead.runtime.program import Program, ProgramEnd, run_program
 from fairlead.runtime.sqlite import ThreadWriter, Writer
 from fairlead.runtime.streams import ByteStream, SocketStream
+from fairlead.runtime.whole_file import FileReplacer, WholeFile
 
 T = TypeVar("T")
 THREADS_MAX = 1_000
+NOTIFY_S = 0.05  # for a service manager that is slow to take a word from us
 # Threads of their own: names that others choose may resolve slowly, and a thread that was given up stays busy.
 RESOLVERS_MAX = 256
 
@@ -72,8 +76,15 @@ class World(Protocol):
     def open_append(self, path: Path) -> AppendFile:
         """A file of lines that only grows. Nothing is touched before its `resume`."""
 
+    def open_whole(self, path: Path) -> WholeFile:
+        """A small file that is read and replaced as a whole. Nothing is touched before that."""
+
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run a blocking function; abandoned, not stopped, if the caller is cancelled."""
+
+    async def run_program(self, program: Program) -> ProgramEnd:
+        """Run a program to its end; stopped, with its children, if the caller is cancelled. Raises OSError or
+        ValueError where it cannot be started, ProgramLeft where it cannot be stopped."""
 
     def notify(self, address: str, text: bytes) -> None:
         """Tell the service manager something (sd_notify): one datagram, best effort."""
@@ -209,15 +220,22 @@ class RealWorld:
     def open_append(self, path: Path) -> AppendFile:
         return FileAppender(path)
 
+    def open_whole(self, path: Path) -> WholeFile:
+        return FileReplacer(path)
+
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         if self._threads is None:
             self._threads = trio.CapacityLimiter(THREADS_MAX)
         return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
 
+    async def run_program(self, program: Program) -> ProgramEnd:
+        return await run_program(program)
+
     def notify(self, address: str, text: bytes) -> None:
         if address.startswith("@"):
             address = "\0" + address[1:]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(NOTIFY_S)  # a full queue would hold up everything else here
             try:
                 sock.sendto(text, address)
             except OSError:
@@ -227,13 +245,20 @@ class RealWorld:
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]
 
 
+@lru_cache(maxsize=1_024)
+def _numeric(host: str, port: int, flags: int) -> list[_Address]:
+    """What a numeric address stands for: always the same, and asked for with every connection to a backend."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST)
+    return found  # type: ignore[return-value]  # typeshed widens the address to a union
+
+
 async def _resolve(
     host: str, port: int, passive: bool = False, limiter: trio.CapacityLimiter | None = None
 ) -> list[_Address]:
     """Numeric addresses are resolved at once; names in a thread, as the resolver blocks."""
     flags = socket.AI_PASSIVE if passive else 0
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST)
+        return _numeric(host, port, flags)
     except socket.gaierror:
         found = await trio.to_thread.run_sync(
             lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags),

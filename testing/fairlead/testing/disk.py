@@ -27,6 +27,7 @@ import trio
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.runtime.append_file import FileAppender
 from fairlead.runtime.sqlite import BATCH_JOBS_MAX, JOBS_WAITING_MAX, Job, open_connection, run_batch
+from fairlead.runtime.whole_file import FileReplacer
 from fairlead.testing.scheduling import VirtualClock
 from fairlead.testing.trace import Trace
 
@@ -422,3 +423,21 @@ class SimAppender(FileAppender):
 
     def _flush(self) -> None:
         """No real flush is needed: what was written outlives the process."""
+
+
+class SimReplacer(FileReplacer):
+    """A whole file on a disk that can be full. What a dead process would still write is not written."""
+
+    def __init__(self, path: Path, disk: SimDisk, must_live: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._disk, self._must_live = disk, must_live
+
+    def read(self) -> bytes | None:
+        self._must_live()
+        return super().read()
+
+    def replace(self, content: bytes) -> None:
+        self._must_live()
+        if self._disk.full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        super().replace(content)

@@ -204,6 +204,23 @@ class SimStream:
             pipe.push(taken)
         return len(taken)
 
+    def receive_nowait(self) -> bytes | None:
+        """What has arrived; None where nothing has, b"" at the end."""
+        pipe = self._in
+        self._check(pipe)
+        if not pipe.held:
+            return b"" if pipe.ended else None
+        data = bytes(pipe.held)
+        pipe.held.clear()
+        if pipe.writers and not pipe.dark:
+            pipe.wake(pipe.writers)
+        return data
+
+    @property
+    def has_said_end(self) -> bool:
+        """Whether this side ended in order: by an end of file, behind all that it sent."""
+        return self._out.said_end
+
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check(self._out)

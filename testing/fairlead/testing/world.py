@@ -8,6 +8,7 @@ Invariant: once the process was killed, nothing of it reaches the network or the
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ import trio
 
 from fairlead.runtime.append_file import AppendFile
 from fairlead.runtime.marks import FileMarks, Marks
+from fairlead.runtime.program import Program, ProgramEnd
 from fairlead.runtime.sqlite import Writer
 from fairlead.runtime.streams import ByteStream
+from fairlead.runtime.whole_file import WholeFile
 from fairlead.runtime.world import Listener
-from fairlead.testing.disk import ProcessKilled, SimAppender, SimDisk
+from fairlead.testing.disk import ProcessKilled, SimAppender, SimDisk, SimReplacer
 from fairlead.testing.network import Host, SimNetwork
 from fairlead.testing.scheduling import VirtualClock
 
@@ -111,11 +114,19 @@ class SimWorld:
         self._must_live()
         return SimAppender(path, self._disk, self._must_live)
 
+    def open_whole(self, path: Path) -> WholeFile:
+        self._must_live()
+        return SimReplacer(path, self._disk, self._must_live)
+
     async def run_in_thread(self, function: Callable[[], T]) -> T:
         """At once and in one piece: no other task runs meanwhile, and no virtual time passes."""
         self._must_live()
         await trio.lowlevel.checkpoint()
         return function()
+
+    async def run_program(self, program: Program) -> ProgramEnd:
+        """A simulation has no programs: time is not virtual for them."""
+        raise OSError(errno.ENOSYS, "no programs in a simulation")
 
     def notify(self, address: str, text: bytes) -> None:
         self.notices.append(text)

@@ -15,6 +15,8 @@ from fairlead.runtime.config_model import core_type
 from fairlead.runtime.config_problems import bound
 
 BASE: dict[str, Any] = {"schema_version": 1, "server_id": "lobby-1", "proxy_secret": SECRET}
+GATE: dict[str, Any] = {"name": "app", "port": 8081, "kind": "http", "target_port": 9081}
+COMMAND: dict[str, Any] = {"name": "lobby:do", "run": ["/bin/true"]}
 NODE_KEY, NODE_KEY_PREVIOUS = strong("node key"), strong("previous node key")
 
 
@@ -38,8 +40,9 @@ def refused(data: dict[str, Any], environ: dict[str, str] | None = None) -> dict
     return {problem.path: problem.message for problem in caught.value.problems}
 
 
-KEYS = [(path, field) for path, field, _ in all_keys(NodeConfig)]
-NUMBERS = [(path, field) for path, field in KEYS if core_type(field.annotation) is int]
+KEYS = list(all_keys(NodeConfig))
+NUMBERS = [(path, field, in_array) for path, field, in_array in KEYS if core_type(field.annotation) is int]
+FULL = {**BASE, "gates": [GATE], "commands": [COMMAND]}
 
 
 def label(part: Any) -> str:
@@ -60,20 +63,27 @@ def test_the_base_is_accepted_with_its_readings():
     assert read({**BASE, "labels": {"region": "eu"}}).labels == {"region": "eu"}
 
 
-@pytest.mark.parametrize(("path", "field"), NUMBERS, ids=label)
-def test_every_number_is_refused_past_both_ends(path: tuple[str, ...], field: FieldInfo) -> None:
+def told_at(path: tuple[str, ...], in_array: bool) -> str:
+    return f"{path[0]}[0].{path[1]}" if in_array else ".".join(path)
+
+
+@pytest.mark.parametrize(("path", "field", "in_array"), NUMBERS, ids=label)
+def test_every_number_is_refused_past_both_ends(
+    path: tuple[str, ...], field: FieldInfo, in_array: bool
+) -> None:
     low, high = bound(field, "ge"), bound(field, "le")
     assert low is not None, "every number has both ends"
     assert high is not None, "every number has both ends"
     allowed = f"(allowed: {low} to {high})" if low != high else f"(allowed: {low})"
-    assert refused(with_key(BASE, path, False, low - 1))[".".join(path)] == f"is too small {allowed}"
-    assert refused(with_key(BASE, path, False, high + 1))[".".join(path)] == f"is too large {allowed}"
+    at = told_at(path, in_array)
+    assert refused(with_key(FULL, path, in_array, low - 1))[at] == f"is too small {allowed}"
+    assert refused(with_key(FULL, path, in_array, high + 1))[at] == f"is too large {allowed}"
 
 
-@pytest.mark.parametrize(("path", "field"), KEYS, ids=label)
-def test_every_key_refuses_another_type(path: tuple[str, ...], field: FieldInfo) -> None:
+@pytest.mark.parametrize(("path", "field", "in_array"), KEYS, ids=label)
+def test_every_key_refuses_another_type(path: tuple[str, ...], field: FieldInfo, in_array: bool) -> None:
     wrong = "yes" if core_type(field.annotation) in (int, bool) else 5
-    assert ".".join(path) in refused(with_key(BASE, path, False, wrong))
+    assert told_at(path, in_array) in refused(with_key(FULL, path, in_array, wrong))
 
 
 def test_everything_from_the_environment():
@@ -172,6 +182,13 @@ def test_exactly_one_kind_of_key_and_a_strong_one(keys, path, message):
         ({"environment": "test"}, "environment", "not one of"),
         ({"schema_version": 0}, "schema_version", "is too small (allowed: 1)"),
         ({"workers": {"max_queue_size": 1}}, "workers", "unknown key"),
+        ({"gates": [GATE, {**GATE, "port": 8082}]}, "gates[1].name", "is the name of another gate"),
+        ({"gates": [GATE, {**GATE, "name": "b"}]}, "gates[1].port", "is another gate's"),
+        ({"gates": [{**GATE, "target_port": 8081}]}, "gates[0].target_port", "is the gate itself"),
+        ({"gates": [{**GATE, "port": 0}]}, "gates[0].port", "development only"),
+        ({"gates": [{**GATE, "kind": "udp"}]}, "gates[0].kind", "not one of"),
+        ({"gates": [{**GATE, "target_host": "0.0.0.0"}]}, "gates[0].target_host", "is a wildcard"),
+        ({"gates": [{"name": "a", "kind": "tcp", "target_port": 1}]}, "gates[0].port", "is required"),
     ],
 )
 def test_contradictions_and_malformed_values(change, path, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import secrets
+import random
 
 import pytest
 
@@ -16,7 +16,18 @@ from fairlead.cli.leaks import (
     without_secrets,
 )
 
-SECRET = secrets.token_hex(32)
+_RANDOM = random.Random(4711)  # the same in every process that collects these tests
+
+
+def _hex(count: int) -> str:
+    return _RANDOM.randbytes(count).hex()
+
+
+def _urlsafe(count: int) -> str:
+    return base64.urlsafe_b64encode(_RANDOM.randbytes(count)).rstrip(b"=").decode()
+
+
+SECRET = _hex(32)
 RAW = bytes.fromhex(SECRET)
 FORMS = {
     "hex": SECRET.encode(),
@@ -47,13 +58,13 @@ def test_a_known_secret_is_found_in_every_form(form: str) -> None:
     "text",
     [
         "-----BEGIN RSA PRIVATE KEY-----",
-        f"flk_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}",
-        "Authorization: Bearer " + secrets.token_urlsafe(24),
-        '"x-ops-key": "' + secrets.token_hex(24) + '"',
-        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9." + secrets.token_urlsafe(32),
+        f"flk_{_hex(8)}_{_urlsafe(32)}",
+        "Authorization: Bearer " + _urlsafe(24),
+        '"x-ops-key": "' + _hex(24) + '"',
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9." + _urlsafe(32),
         "postgresql://fairlead:hunter22@db.internal/fairlead",
-        f"DISPATCH_HMAC_SECRET={secrets.token_hex(32)}",
-        f'proxy_secret = "{base64.b64encode(secrets.token_bytes(32)).decode()}"',
+        f"DISPATCH_HMAC_SECRET={_hex(32)}",
+        f'proxy_secret = "{base64.b64encode(_RANDOM.randbytes(32)).decode()}"',
     ],
 )
 def test_what_looks_like_a_secret_is_found_without_knowing_it(text: str) -> None:
@@ -63,8 +74,8 @@ def test_what_looks_like_a_secret_is_found_without_knowing_it(text: str) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "correlation_id=01a2145b-a161-7d05-b638-a9d3bc3987b9 key_id=" + secrets.token_hex(8),
-        '{"digest": "' + secrets.token_hex(32) + '", "hash": "' + secrets.token_hex(32) + '"}',
+        "correlation_id=01a2145b-a161-7d05-b638-a9d3bc3987b9 key_id=" + _hex(8),
+        '{"digest": "' + _hex(32) + '", "hash": "' + _hex(32) + '"}',
         "idempotency_key=order-4711 ordering_key=a node=lobby-1",
         "proxy_secret=[redacted] url=postgresql://fairlead:[redacted]@db/x",
         "postgresql://fairlead@db/x http://127.0.0.1:9100/status",
@@ -87,7 +98,7 @@ def test_settings_are_shown_without_their_secrets_and_these_are_known() -> None:
     assert "lobby-1" in shown
     assert "/etc/secret" in shown
     assert "postgresql://me:[redacted]@db/x" in shown
-    names = [each.name for each in secrets_of_settings(data, lambda path: secrets.token_hex(32))]
+    names = [each.name for each in secrets_of_settings(data, lambda path: _hex(32))]
     assert sorted(names) == sorted([
         "security.proxy_secret", "the password in store.url", "reliability.ops_keys", "reliability.ops_keys",
         "dispatch.hmac_secret",

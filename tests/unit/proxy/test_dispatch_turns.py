@@ -358,7 +358,9 @@ class Sibling:
 async def test_rates_that_another_proxy_cleared_are_forgotten_here(autojump_clock: MockClock) -> None:
     world, there, cleared = MemoryWorld(MemoryNetwork(), 1), Sibling(), list[str]()
     observer, parts = quiet_observer(world), (there, there)
-    siblings = Siblings(observer, there, *parts, "me", trio.lowlevel.checkpoint, cleared.append)  # type: ignore[arg-type]
+    siblings = Siblings(
+        observer, there, *parts, "me", trio.lowlevel.checkpoint, cleared.append, trio.lowlevel.checkpoint
+    )  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(siblings.run)
         siblings.on_notice("rates", "ops:")
@@ -373,7 +375,9 @@ async def test_a_hint_that_makes_no_sense_is_refused_and_those_after_it_are_foll
     """Whoever may connect to the database may say anything there."""
     world, there = MemoryWorld(MemoryNetwork(), 1), Sibling()
     observer, parts = quiet_observer(world), (there, there)
-    siblings = Siblings(observer, there, *parts, "me", trio.lowlevel.checkpoint, lambda prefix: None)  # type: ignore[arg-type]
+    siblings = Siblings(
+        observer, there, *parts, "me", trio.lowlevel.checkpoint, lambda prefix: None, trio.lowlevel.checkpoint
+    )  # type: ignore[arg-type]
     nonsense = ("", "r1", "r1 x n1", "r1 -1 n1", f"r1 {'9' * 30} n1", "r1 ² n1")
     for payload in nonsense:
         siblings.on_notice("cancel", payload)

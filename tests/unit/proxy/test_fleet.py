@@ -26,6 +26,21 @@ def fleet(*slots: Slot) -> Fleet:
     return found
 
 
+def test_this_proxy_itself_takes_only_what_is_meant_for_it() -> None:
+    """It is a place for runs like a node, but no node: it neither claims anybody's nor makes others hold back."""
+    itself, node = slot("proxy:1", offers=("fairlead:x",)), slot("n")
+    among = fleet(itself, node)
+    assert itself.is_proxy
+    assert chosen(among, "fairlead:x", "proxy:1") == "proxy:1"
+    assert list(among.claimers({"": 3}, 0.0)) == [node]
+    assert list(among.claimers({"proxy:1": 1}, 0.0)) == [itself]
+    assert not among.takes_anybodys(itself)
+    for _ in range(100):
+        node.circuit.ended(True, 0.0)
+    assert not node.healthy
+    assert among.takes_anybodys(node), "all nodes fail alike, whatever the proxy itself does"
+
+
 def chosen(among: Fleet, command: str = "a:b", target: str = "") -> str | None:
     found = among.choose(command, target)
     return found.node_id if found else None

@@ -14,7 +14,6 @@ from fairlead.proxy.edge.settings import GameConfig
 from fairlead.proxy.edge_assembly import edge_config
 from fairlead.runtime.config import ConfigError, load
 
-
 LISTENER = {"name": "mc", "kind": "minecraft", "port": 25565, "default_backend_id": "lobby-1"}
 
 

@@ -23,8 +23,13 @@ BASE: dict[str, Any] = {
     "nodes": [{"id": "worker-*"}],
     "clients": [{"id": "shop"}],
     "routing": {"default_backend_id": "lobby-1"},
+    "routes": [{"id": "shop"}],
+    "certificates": [{"id": "example", "chain_file": "example.pem", "key_file": "example.key"}],
     "reliability": {"ops_keys": [OPS_KEY]},
 }
+
+LISTENER: dict[str, Any] = {"name": "http", "kind": "http", "port": 8080}
+SECURE: dict[str, Any] = {**LISTENER, "tls_certificates": ["example"]}
 
 
 def read(data: dict[str, Any], environ: dict[str, str] | None = None) -> ProxyConfig:
@@ -113,13 +118,15 @@ def test_every_key_refuses_another_type(path: tuple[str, ...], field: FieldInfo,
 def test_every_key_can_be_set_from_the_environment(name: str, path: tuple[str, ...]) -> None:
     field = next(field for key, field, _ in KEYS if key == path)
     core = core_type(field.annotation)
-    if core in (int, bool):
+    if core in (int, bool, float):
         assert name in refused(BASE, {name: "neither"})
     config: Any = read(changed(environment="development"), {})
     value = config.model_dump(mode="json")
     for part in path:
         value = value[part]
-    if isinstance(value, bool | int):
+    if isinstance(
+        value, bool | int | float
+    ):  # SLO_MAX_ERROR_RATE, and every number with a point, was refused once
         text = str(value).lower()
         again: Any = read(changed(environment="development"), {name: text})
         for part in path:
@@ -213,6 +220,66 @@ TWO = [backend("lobby-1", 8081), backend("lobby-2", 8082)]
         ({"nodes": [{"id": "lobby-1"}]}, "nodes[0].id", "listed by a backend"),
         ({"nodes": [{"id": "proxy"}]}, "nodes[0].id", "the proxy's own"),
         ({"messaging": {"control_sender_id": "lobby-1"}}, "backends[0].id", "the proxy's own"),
+        # TLS
+        (
+            {"listeners": [{**LISTENER, "tls_certificates": ["none"]}]},
+            "listeners[0].tls_certificates[0]",
+            "not the id of a certificate (allowed: example)",
+        ),
+        (
+            {"listeners": [{**LISTENER, "kind": "tcp", "sni": "prefer", "tls_certificates": ["example"]}]},
+            "listeners[0].sni",
+            "tls_certificates ends it",
+        ),
+        (
+            {
+                "listeners": [
+                    {**LISTENER, "tls_client_certificates": "required", "tls_client_ca_file": "ca.pem"}
+                ]
+            },
+            "listeners[0].tls_client_certificates",
+            "needs TLS",
+        ),
+        (
+            {"listeners": [{**SECURE, "tls_client_certificates": "optional"}]},
+            "listeners[0].tls_client_ca_file",
+            "is required",
+        ),
+        (
+            {"listeners": [{**SECURE, "tls_client_ca_file": "ca.pem"}]},
+            "listeners[0].tls_client_ca_file",
+            "judges nothing",
+        ),
+        (
+            {"backends": [backend("lobby-1", 1, gate=True, send_proxy="v2")]},
+            "backends[0].send_proxy",
+            "stands beside gate",
+        ),
+        (
+            {"backends": [backend("lobby-1", 1, gate=True, tls="tofu")]},
+            "backends[0].tls",
+            "hides from the gate",
+        ),
+        (
+            {"backends": [backend("lobby-1", 1, tls="strict")]},
+            "backends[0].tls_fingerprint_sha256",
+            "required by strict",
+        ),
+        (
+            {"backends": [backend("lobby-1", 1, tls="tofu", tls_fingerprint_sha256="0" * 64)]},
+            "backends[0].tls_fingerprint_sha256",
+            'is for tls = "strict"',
+        ),
+        (
+            {"backends": [backend("lobby-1", 1, tls="tofu", tls_ca_file="ca.pem")]},
+            "backends[0].tls_ca_file",
+            'is for tls = "ca"',
+        ),
+        (
+            {"backends": [backend("lobby-1", 1, tls_server_name="lobby.test")]},
+            "backends[0].tls_server_name",
+            "is for backends with TLS",
+        ),
         # routes
         ({"routing": {"default_backend_id": "x"}}, "routing.default_backend_id", "(allowed: lobby-1)"),
         ({"routing": {"default_backend_id": ""}}, "routing.default_backend_id", "is required by a listener"),
@@ -229,6 +296,17 @@ TWO = [backend("lobby-1", 8081), backend("lobby-2", 8082)]
             "leads to lobby-1, which is not among",
         ),
         ({"listeners": [], "messaging": {"enabled": False}}, "listeners", "nothing to serve"),
+        ({"listeners": [listener("a", 1, sni="require")]}, "listeners[0].sni", "of kind tcp"),
+        (
+            {"listeners": [listener("a", 1, proxy_protocol_from=["10.0.0.1/8"])]},
+            "listeners[0].proxy_protocol_from[0]",
+            "is not a network",
+        ),
+        (
+            {"listeners": [listener("a", 1, proxy_protocol_from=["10.0.0.0/8", "::/0"])]},
+            "listeners[0].proxy_protocol_from[1]",
+            "lets every client say that it is another",
+        ),
         # ports
         ({"listeners": [listener("a", 80), listener("b", 80)]}, "listeners[1].port", "taken by listeners[0]"),
         ({"listeners": [listener("a", 25570)]}, "messaging.port", "taken by listeners[0]"),

@@ -171,7 +171,7 @@ def test_short_names_and_aliases_are_resolved_to_the_full_name() -> None:
         ({"args": {"n": 1, "pad": "x" * 2_000}}, Reason.BODY_TOO_LARGE, "at most 1000"),
         ({"target": "n9"}, Reason.TARGET_UNKNOWN, "n9"),
         ({"target": ""}, Reason.TARGET_INVALID, "any"),
-        ({"target": "session:7"}, Reason.TARGET_INVALID, "session:7"),
+        ({"target": "session:7"}, Reason.SESSION_UNKNOWN, "7"),
         ({"target": "zone=a"}, Reason.TARGET_UNKNOWN, "zone=a"),
         ({"target": "all", "command": "b:ping", "args": {}}, Reason.TARGET_UNKNOWN, "b:ping"),
         ({"deadline_ms": 0}, Reason.DEADLINE_INVALID, "600000"),

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from fairlead.protocol.keys import IdentityKey, Role, derive
 from fairlead.protocol.preamble import Preamble
+from fairlead.protocol.proof import ProofKey, proof_key
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.protocol.trust import TrustKey, link_trust_key, shared_trust_key
 
@@ -121,16 +122,24 @@ class KeyRing:
         if self.trust_secrets:
             keys = [shared_trust_key(secret, node_id) for secret in self.trust_secrets]
         else:
-            epoch = self.epochs.get((int(Role.NODE), node_id), 0)
-            secrets = [secret for secret in (self.secret, self.previous) if secret is not None]
-            channel = [derive(secret, Role.NODE, node_id, epoch) for secret in secrets]
-            # That of the link, or of the secret whose key it is not any more: the epoch was raised a moment ago.
-            mine = next((key for key in channel if key.key_id == link_key_id), channel[0])
-            keys = [link_trust_key(mine.psk)]
+            keys = [link_trust_key(self._channel_key(node_id, link_key_id).psk)]
         for name, key in zip(("current", "previous"), keys, strict=False):
             if key.key_id in held:
                 return key, name
         return keys[0], "none"
+
+    def proof_key(self, node_id: str, link_key_id: bytes) -> ProofKey:
+        """The key for a node's proofs of proxy, of that which its last link was opened with; empty: of the current."""
+        return proof_key(self._channel_key(node_id, link_key_id).psk)
+
+    def _channel_key(self, node_id: str, link_key_id: bytes) -> IdentityKey:
+        epoch = self.epochs.get((int(Role.NODE), node_id), 0)
+        current = derive(self.secret, Role.NODE, node_id, epoch)
+        if current.key_id != link_key_id and self.previous is not None:
+            old = derive(self.previous, Role.NODE, node_id, epoch)
+            if old.key_id == link_key_id:
+                return old
+        return current  # also where the link's is of no secret any more: the epoch was raised a moment ago
 
     def rekey(
         self,

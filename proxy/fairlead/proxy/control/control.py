@@ -10,19 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-import msgspec
 import trio
 
 from fairlead.protocol import messages as m
 from fairlead.protocol.envelope import encode_body
 from fairlead.protocol.keys import Role
-from fairlead.protocol.limits import DETAIL_CHARS_MAX
+from fairlead.protocol.proof import ProofKey
 from fairlead.protocol.reasons import Reason, Refused, Reject
+from fairlead.protocol.registry import Item
 from fairlead.proxy.control.admission import FirstMessages, HandshakeSlots, KeyRing, granted_namespaces
 from fairlead.proxy.control.client_link import ClientLinks
+from fairlead.proxy.control.halt import Halt
 from fairlead.proxy.control.link import NodeLink, serve
 from fairlead.proxy.control.nodes import NodeRecord, NodeState, NodeTable
+from fairlead.proxy.control.port import ControlPort
 from fairlead.proxy.control.registry import Change, RegistryOwner, restore
+from fairlead.proxy.control.reports import refusal_of, report_of
 from fairlead.proxy.control.settings import ControlSettings
 from fairlead.proxy.store.interface import Store
 from fairlead.proxy.store.records import EVERY_NODE, AuditEvent, NodeOverride, Report
@@ -43,6 +46,13 @@ class Dispatch(Protocol):
     def node_lost(self, link: NodeLink) -> None: ...
     async def reported(self, link: NodeLink, reports: Sequence[tuple[Report, str]]) -> None: ...
     def beat(self, link: NodeLink, holding: Sequence[tuple[str, int]]) -> None: ...
+
+
+class Traffic(Protocol):
+    """What control tells of clients' traffic: what nodes say of players. Neither waits nor raises."""
+
+    def referred(self, link: NodeLink, message: m.Referred) -> None: ...
+    def player_command(self, link: NodeLink, message: m.PlayerCommand, correlation_id: str) -> None: ...
 
 
 class Control:
@@ -67,9 +77,12 @@ class Control:
         self.keys, self.slots, self.first_messages = keys, slots, first_messages
         self.registry, self.nodes = registry, nodes
         self._store, self._dispatch, self.clients = store, dispatch, clients
+        self.traffic: Traffic | None = None  # set by who joins the parts, before anything listens
+        self.port: ControlPort | None = None  # where it is served; set by who listens
         self.links: dict[str, NodeLink] = {}
         self.rejects: dict[str, Counter[str]] = {}
         self._publishing = trio.Lock()
+        self.halt = Halt(self.links, nodes, observer.metrics)
         self._overrides = dict(overrides)
         for node_id in {*nodes.nodes, *overrides} - {EVERY_NODE}:
             self._apply(replace(self._decided(node_id), node_id=node_id))
@@ -105,12 +118,12 @@ class Control:
                 await self._try_catch_up()  # another proxy published, and the node heard of it before us
         match message:
             case m.ResultMany(items):
-                reports = [(_report(link, each), each.correlation_id) for each in items]
+                reports = [(report_of(link.node_id, each), each.correlation_id) for each in items]
                 await self._dispatch.reported(link, reports)
             case m.Result():
-                await self._dispatch.reported(link, [(_report(link, message), correlation_id)])
+                await self._dispatch.reported(link, [(report_of(link.node_id, message), correlation_id)])
             case m.DeliveryRefused():
-                await self._dispatch.reported(link, [(_refusal(link, message), correlation_id)])
+                await self._dispatch.reported(link, [(refusal_of(link.node_id, message), correlation_id)])
             case m.Heartbeat():
                 self._on_beat(link, record, message)
             case m.Hello():
@@ -125,6 +138,10 @@ class Control:
                 self._dispatch.node_changed(record)
             case m.RegistryNack():
                 self._on_nack(link, record, message)
+            case m.Referred() if self.traffic is not None:
+                self.traffic.referred(link, message)
+            case m.PlayerCommand() if self.traffic is not None:
+                self.traffic.player_command(link, message, correlation_id)
             case m.Notice(reason, detail, _):
                 self.observer.sampled(
                     "warning", "refused_by_node", node=link.node_id, reason=reason[:64], detail=detail[:200]
@@ -169,12 +186,20 @@ class Control:
             "node_linked", node=link.node_id, peer=link.address, key=record.key, key_id=record.key_id,
             software=hello.software, incarnation=hello.incarnation,
         )  # fmt: skip
+        self.halt.linked(link)
         await self._dispatch.node_linked(link, record)
 
     def _name_keys(self, link: NodeLink, record: NodeRecord) -> None:
         key_id = link.established.key_id
         record.key = self.keys.name_of(key_id, link.node_id)
         link.trust_key, record.trust_key = self.keys.trust_key(link.node_id, key_id, link.trust_key_ids)
+
+    def proof_of(self, node_id: str) -> tuple[ProofKey, bytes]:
+        """What a proof of proxy for a node is made with: its key, and the run of its gate as far as it said."""
+        record = self.nodes.nodes.get(node_id)
+        if record is None:
+            return self.keys.proof_key(node_id, b""), b""
+        return self.keys.proof_key(node_id, bytes.fromhex(record.key_id)), record.gate_boot
 
     def rekeyed(self) -> None:
         """The key ring holds other secrets. Links stand; what they are called changes, and what is said over them is
@@ -205,6 +230,7 @@ class Control:
     def _on_beat(self, link: NodeLink, record: NodeRecord, beat: m.Heartbeat) -> None:
         before = record.draining
         record.beat(beat, trio.current_time())
+        self.halt.beat(record, beat.halt_epoch)
         link.send(m.HeartbeatAck(beat.sequence, self.world.wall_ms()))
         self._push(link, record.sync.compared(beat.registry, self.registry))
         self._dispatch.beat(link, beat.holding)
@@ -255,8 +281,33 @@ class Control:
                 self._dispatch.node_changed(record)
         return self.registry.position.generation
 
+    async def publish_own(self, items: Sequence[Item]) -> None:
+        """Put the proxy's own commands into the registry, where they are not yet as they are here. Those of a newer
+        proxy of the fleet stand. Raises Refused, and what the store raises."""
+        async with self._publishing:
+            while True:
+                wanted = tuple(
+                    item
+                    for item in items
+                    if (standing := self.registry.registry.get(item.descriptor.name)) is None
+                    or standing.descriptor.version < item.descriptor.version
+                )
+                change = self.registry.plan(wanted, ()) if wanted else None
+                if isinstance(change, Reject):
+                    raise Refused(change.reason, change.detail)
+                if change is None:
+                    return
+                name = self.settings.proxy_id
+                event = self._changed(change, f"proxy:{name}", name, "process", "")
+                if await self._publish(change, f"proxy:{name}", event):
+                    return
+
     def _announced(self, link: NodeLink, change: Change) -> AuditEvent:
         """What a node's announcement changes, for the audit trail."""
+        address = self.nodes.record(link.node_id).address
+        return self._changed(change, f"node:{link.node_id}", link.node_id, "link", address)
+
+    def _changed(self, change: Change, principal: str, scope: str, auth: str, address: str) -> AuditEvent:
         names = [item.descriptor.name for item in change.upserts]
         detail = {
             "generation": change.registry.position.generation, "upserts": names[:NAMES_AUDITED_MAX],
@@ -265,8 +316,8 @@ class Control:
         }  # fmt: skip
         count = len(names) + len(change.removals)
         return AuditEvent(
-            "registry_changed", self.world.wall_ms(), f"node:{link.node_id}", "", link.node_id, count, count, 0,
-            detail, auth="link", address=self.nodes.record(link.node_id).address,
+            "registry_changed", self.world.wall_ms(), principal, "", scope, count, count, 0, detail, auth=auth,
+            address=address,
             before_hash=self.registry.position.digest.hex(), after_hash=change.registry.position.digest.hex(),
             id=self.world.new_id(),
         )  # fmt: skip
@@ -302,7 +353,7 @@ class Control:
                 self._apply(override)
                 link = self.links.get(override.node_id)
                 if link is not None:
-                    link.send(m.NodeControl(override.paused, override.draining))
+                    self.halt.say(link)
                 self._dispatch.node_changed(record)
         known = await self._store.key_epochs()
         self.keys.distrusted, self.keys.whole = known.distrusted, known.whole
@@ -385,6 +436,23 @@ class Control:
         held = sync.held or self.registry.position
         self._push(link, sync.requested(held, True, self.registry))
 
+    async def restart_bridge(self, node_id: str, event: AuditEvent) -> None:
+        """End a node's link, so that it opens a new one and announces and synchronizes anew. Raises Refused."""
+        self._link(node_id)
+        await self._store.audit(event)
+        self._link(node_id).end(Reason.LINK_CLOSED, f"its bridge is restarted by {event.principal}")
+
+    async def restart_messaging(self, event: AuditEvent) -> dict[str, int]:
+        """Close the control port and every link, and open it again. What runs goes on, and everybody links anew.
+        Returns how many links ended. Raises Refused."""
+        if self.port is None:
+            raise Refused(Reason.NODE_NOT_CONNECTED, "no control port is served (messaging.enabled is false)")
+        await self._store.audit(event)
+        ended = {"nodes": len(self.links), "clients": len(self.clients.all())}
+        detail = f"messaging is restarted by {event.principal}"
+        await self.port.restart(lambda: self.close_all(Reason.LINK_CLOSED, detail))
+        return ended
+
     async def override(
         self, node_id: str, event: AuditEvent, *, paused: bool | None = None, draining: bool | None = None
     ) -> NodeOverride:
@@ -408,7 +476,7 @@ class Control:
         )
         link = self.links.get(node_id)
         if link is not None:
-            link.send(m.NodeControl(override.paused, override.draining))
+            self.halt.say(link)
         self._dispatch.node_changed(record)
         return override
 
@@ -526,29 +594,6 @@ class Control:
             for node_id, record in self.nodes.nodes.items()
             if record.skew_ms is not None
         }
-
-
-def _report(link: NodeLink, result: m.Result) -> Report:
-    """What a node says of an attempt. A value that is not JSON would poison whoever reads it later."""
-    if result.completed:
-        try:
-            msgspec.json.decode(result.value_json)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            return Report(
-                result.run_id, result.fence, link.node_id, False, b"", Reason.RESULT_INVALID.value,
-                f"the node's value is not JSON: {error}", result.started_at_ms, result.finished_at_ms,
-            )  # fmt: skip
-    return Report(
-        result.run_id, result.fence, link.node_id, result.completed, result.value_json, result.reason[:64],
-        result.detail[:DETAIL_CHARS_MAX], result.started_at_ms, result.finished_at_ms,
-    )  # fmt: skip
-
-
-def _refusal(link: NodeLink, refused: m.DeliveryRefused) -> Report:
-    detail = refused.detail[:DETAIL_CHARS_MAX]
-    return Report(
-        refused.run_id, refused.fence, link.node_id, False, b"", refused.reason[:64], detail, 0, 0, refused=True
-    )  # fmt: skip
 
 
 __all__ = ["Control", "ControlSettings", "Dispatch"]

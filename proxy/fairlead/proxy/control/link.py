@@ -54,6 +54,19 @@ class LinkOwner(Protocol):
     def count_reject(self, node_id: str, reason: Reason) -> None: ...
 
 
+class RunLink(Protocol):
+    """Where runs are delivered, as dispatch sees it: a node's link, or this proxy itself. Never makes anybody wait."""
+
+    node_id: str
+    incarnation: str
+    ended: trio.Event
+
+    def send(self, message: m.Message, correlation_id: str = "") -> Reject | None: ...
+    def trusted(self, delivery: m.Deliver, now_ms: int) -> m.Deliver: ...
+    def refuse(self, reason: Reason, detail: str) -> None: ...
+    def end(self, reason: Reason, detail: str = "") -> None: ...
+
+
 class NodeLink:
     """A link that exists. Others send through it; it never makes them wait."""
 
@@ -82,11 +95,14 @@ class NodeLink:
             self._control.observer.refused(refused.reason, refused.detail, node=self.node_id)
 
     def trusted(self, delivery: m.Deliver, now_ms: int) -> m.Deliver:
-        """The delivery with its trust token for the node of this link."""
+        """The delivery, which nobody else has yet, with its trust token for the node of this link."""
         assert self.trust_key is not None, "nothing is delivered before HELLO"
         ttl_ms = self._control.settings.token_ttl_ms
         token = make(self.trust_key, delivery, self.node_id, self.incarnation, now_ms, ttl_ms)
-        return msgspec.structs.replace(delivery, trust=token)
+        msgspec.structs.force_setattr(
+            delivery, "trust", token
+        )  # a copy would cost as much as the token's MAC
+        return delivery
 
     def end(self, reason: Reason, detail: str = "") -> None:
         self._pump.end(reason, detail)

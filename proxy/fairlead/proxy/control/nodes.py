@@ -41,6 +41,8 @@ class NodeRecord:
     key: str = ""
     key_id: str = ""
     trust_key: str = ""  # current, previous, or none where the node holds none of ours
+    refers: bool = False  # it can send a player of its local server elsewhere
+    gate_boot: bytes = b""  # of its gate's run, empty where it has none
     wire_version: int = 0
     software: str = ""
     incarnation: str = ""
@@ -53,6 +55,8 @@ class NodeRecord:
     says_draining: bool = False
     paused: bool = False
     drained_by_operator: bool = False
+    halt_epoch: int = 0  # of what the node last said to have in force of the kill switch
+    halt_reached_s: float | None = None  # how long the last change of the switch took to get there
     offers: dict[str, bytes] = field(default_factory=dict)  # command -> digest of the handler's descriptor
     announce_refused: tuple[tuple[str, str, str], ...] = ()
     sync: NodeSync = field(default_factory=NodeSync)
@@ -81,6 +85,7 @@ class NodeRecord:
         self.software, self.incarnation = hello.software, hello.incarnation
         self.capacity, self.labels = hello.capacity, dict(hello.labels)
         self.says_draining = hello.draining
+        self.gate_boot, self.refers = hello.gate_boot, hello.refers
         self.offers, self.announce_refused = {}, ()
         self.sync = NodeSync()
 

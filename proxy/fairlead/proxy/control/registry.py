@@ -15,6 +15,7 @@ from fairlead.protocol.reasons import Reason, Reject
 from fairlead.protocol.registry import Item, Position, Registry, build, decode_item
 
 CHANGES_KEPT_MAX: Final = 256
+RESERVED_NAMESPACE: Final = "fairlead"  # of what proxies execute themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,11 @@ class RegistryOwner:
                 continue
             name, version = item.descriptor.name, item.descriptor.version
             standing = upserts.get(name) or self.registry.get(name)
-            if item.descriptor.namespace not in granted:
+            if item.descriptor.namespace == RESERVED_NAMESPACE:
+                refused.append(
+                    (name, Reason.NAMESPACE_NOT_GRANTED, "it is the proxy's own, whoever is granted it")
+                )
+            elif item.descriptor.namespace not in granted:
                 detail = f"{node_id} is granted: {', '.join(sorted(granted)) or 'nothing'}"
                 refused.append((name, Reason.NAMESPACE_NOT_GRANTED, detail))
             elif item.descriptor.runs_on != "node":

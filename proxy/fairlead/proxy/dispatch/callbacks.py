@@ -13,6 +13,7 @@ bounded, and what does not fit is let go: its lease runs out and it is claimed a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
@@ -109,6 +110,9 @@ class Callbacks:
         self._under_way: dict[str, int] = {}  # by host
         self._wake = trio.Event()
         self.counts: dict[str, int] = {}
+        self.on_outcome: Callable[[str], None] = lambda outcome: (
+            None
+        )  # of each attempt; never waits or raises
         metrics = observer.metrics
         self._outcomes = metrics.counter(
             "callbacks_total", "Attempts at callbacks, by outcome.", ("outcome",)
@@ -245,7 +249,9 @@ class Callbacks:
         return Answered(answer.status, read_retry_after(answer.header("retry-after"), self._world.wall_ms()))
 
     def _tell(self, due: CallbackDue, step: Step) -> None:
-        self._outcomes.inc("retried" if step.state == "pending" else step.state)
+        outcome = "retried" if step.state == "pending" else step.state
+        self._outcomes.inc(outcome)
+        self.on_outcome(outcome)
         if step.reason is not None:
             self._observer.refused(
                 step.reason, step.detail[:DETAIL_CHARS_MAX], run=due.run_id, event=due.event_id,

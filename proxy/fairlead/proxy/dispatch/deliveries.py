@@ -18,7 +18,7 @@ from fairlead.protocol import messages as m
 from fairlead.protocol.limits import ENVELOPE_HEADER_BYTES_MAX
 from fairlead.protocol.reasons import Reason, Reject
 from fairlead.protocol.registry import Registry
-from fairlead.proxy.control.link import NodeLink
+from fairlead.proxy.control.link import RunLink
 from fairlead.proxy.dispatch.fleet import Fleet, Outstanding, Slot
 from fairlead.proxy.dispatch.outbox import Outbox
 from fairlead.proxy.store.records import Attempt, Report
@@ -53,7 +53,7 @@ class Deliveries:
         self._give_back, self._bytes_max = give_back, payload_bytes_max - ENVELOPE_HEADER_BYTES_MAX
         self._halted = halted  # the kill switch: nothing is sent that has not been, cancellations excepted
         self.fleet = Fleet()
-        self.links: dict[str, NodeLink] = {}
+        self.links: dict[str, RunLink] = {}
         # What was given back must not be delivered any more, even if the store was read just before it knew.
         self._given_back: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._delivered = observer.metrics.counter("deliveries_total", "Attempts sent to nodes.")
@@ -94,7 +94,7 @@ class Deliveries:
             self._send(link, part, again, now_ms)
 
     def _send(
-        self, link: NodeLink, part: Sequence[tuple[Attempt, m.Deliver]], again: bool, now_ms: int
+        self, link: RunLink, part: Sequence[tuple[Attempt, m.Deliver]], again: bool, now_ms: int
     ) -> None:
         if len(part) == 1:
             attempt, message = part[0]
@@ -113,7 +113,7 @@ class Deliveries:
             for attempt, _ in part:
                 self._outbox.delivered(now_ms - (attempt.due_at_ms or attempt.accepted_at_ms))
 
-    def _message(self, link: NodeLink, slot: Slot | None, attempt: Attempt, now_ms: int) -> m.Deliver | None:
+    def _message(self, link: RunLink, slot: Slot | None, attempt: Attempt, now_ms: int) -> m.Deliver | None:
         item = self._registry().get(attempt.command)
         if slot is None or slot.incarnation != attempt.incarnation or item is None:
             return None
@@ -129,6 +129,10 @@ class Deliveries:
         self._not_sent(
             attempt, Reason.NODE_NOT_CONNECTED, "the link ended before the delivery was sent", refused=True
         )
+
+    def hold_back(self, attempt: Attempt, why: str) -> None:
+        """It was claimed, and must not be delivered now: as if it had not been."""
+        self._not_sent(attempt, Reason.BRIDGE_PAUSED, why, refused=True)
 
     def _never_fits(self, attempt: Attempt, why: Reject) -> None:
         """No message holds it, on this link or another: the run ends, instead of being claimed again for ever."""

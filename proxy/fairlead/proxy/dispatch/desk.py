@@ -25,7 +25,7 @@ from fairlead.protocol.registry import Item, Registry
 from fairlead.protocol.schema import argument_problems
 from fairlead.proxy.control.client_link import LinkedClient
 from fairlead.proxy.dispatch.privileged import guarded, is_privileged
-from fairlead.proxy.dispatch.submit import NodesView, Planned, SubmitLimits, build, check_permission, resolve
+from fairlead.proxy.dispatch.submit import NodesView, Planned, SubmitLimits, build, check_caller, resolve
 from fairlead.proxy.dispatch.waiters import STORE_FAILURES, Waiters
 from fairlead.proxy.store.interface import AcceptOutcome
 from fairlead.proxy.store.records import Accepted, RunResult, RunStatus
@@ -78,6 +78,13 @@ class ArgumentCheck:
             if name not in arguments:
                 return argument_problems(self._item.descriptor.parameters, arguments)
         return []
+
+
+Denied = Callable[[Refused, m.Identity, str], None]  # who asked, and from which address
+
+
+def _nobody_is_told(refused: Refused, caller: m.Identity, address: str) -> None:
+    pass
 
 
 class Session:
@@ -241,11 +248,12 @@ class Session:
             raise Refused(Reason.SCOPE_MISSING, f"{self._client.client_id} does not have {SCOPE}")
         if not _RUN_ID.fullmatch(asked.run_id):
             raise Refused(Reason.BODY_MALFORMED, "run_id is not a lower-case UUID")
-        known = self._commands.get(asked.command)
+        command = desk.bounds.variant(asked.command, self._tenant)
+        known = self._commands.get(command)
         if known is None:
-            item = resolve(registry, asked.command)
-            check_permission(item, self._client.identity, desk.bounds)
-            known = self._commands[asked.command] = (
+            item = resolve(registry, command)
+            check_caller(item, self._client.identity, desk.bounds)
+            known = self._commands[command] = (
                 item, ArgumentCheck(item),
                 is_privileged(item.descriptor) or desk.bounds.approvals.terms(item) is not None,
             )  # fmt: skip
@@ -309,6 +317,7 @@ class Session:
         try:
             await self._desk.dispatcher.cancel(run_id, principal, principal)
         except Refused as refused:
+            self._desk.denied(refused, self._client.identity, self._client.address)
             self._desk.observer.refused(
                 refused.reason, refused.detail, run=run_id, client=self._client.client_id, level="info"
             )
@@ -331,6 +340,7 @@ class Session:
 
     def _refuse(self, run_id: str, refused: Refused) -> m.SubmitOutcome:
         """Count and log it; the answer."""
+        self._desk.denied(refused, self._client.identity, self._client.address)
         self._desk.observer.refused(
             refused.reason, refused.detail, run=run_id[:64], client=self._client.client_id, level="info"
         )
@@ -376,9 +386,12 @@ class Desk:
         nodes: NodesView,
         bounds: SubmitLimits,
         owned: Owned,
+        denied: Denied = _nobody_is_told,
     ) -> None:
+        """`denied`: told of every refusal; must neither wait nor raise."""
         self.world, self.observer, self.dispatcher, self.waiters = world, observer, dispatcher, waiters
         self.registry, self.nodes, self.bounds, self.owned = registry, nodes, bounds, owned
+        self.denied = denied
 
     def open(self, client: LinkedClient) -> Session:
         return Session(self, client)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
 
 from fairlead.protocol.reasons import Reason, Refused
 from fairlead.protocol.registry import Registry
-from fairlead.proxy.control.link import NodeLink
+from fairlead.proxy.control.link import RunLink
 from fairlead.proxy.control.nodes import NodeRecord
 from fairlead.proxy.dispatch.deliveries import Deliveries
 from fairlead.proxy.dispatch.fleet import Outstanding, Slot
@@ -51,6 +51,7 @@ from fairlead.runtime.world import World
 CLAIM_MAX: Final = 256
 FOUND_NOTHING_PAUSE_S: Final = 0.05
 TICK_S: Final = 1.0
+TENANTS_SEEN_MAX: Final = 10_000
 EVERYBODY: Final = "*"
 OUTBOX_FLAG: Final = "outbox.enabled"  # runbook 001: off, nothing is delivered; what is accepted waits
 
@@ -68,6 +69,30 @@ class DispatchSettings:
     retention: Retention
 
 
+class FlagGate(Protocol):
+    """Feature flags, as dispatch asks them."""
+
+    async def refresh(self) -> None: ...
+
+    def everybody(self, key: str) -> bool | None:
+        """On for all, or off for all; None: it depends on the tenant."""
+
+    def is_on(self, key: str, tenant: str) -> bool: ...
+
+
+class AllOn:
+    """A `FlagGate` without flags."""
+
+    async def refresh(self) -> None:
+        return None
+
+    def everybody(self, key: str) -> bool | None:
+        return True
+
+    def is_on(self, key: str, tenant: str) -> bool:
+        return True
+
+
 class Dispatcher:
     """Accepts, delivers, settles."""
 
@@ -79,6 +104,7 @@ class Dispatcher:
         store: Store,
         registry: Callable[[], Registry],
         is_disabled: Callable[[], bool] = lambda: False,
+        flags: FlagGate | None = None,
     ) -> None:
         """`is_disabled`: whether the rollout lets nothing be accepted now."""
         self._world, self._observer, self._settings, self._store = world, observer, settings, store
@@ -87,7 +113,8 @@ class Dispatcher:
         self.draining = False
         self.kill_switch = settings.kill_switch
         self.controls: Mapping[str, AgentControl] = {}
-        self.outbox_off = False
+        self.flags: FlagGate = flags or AllOn()
+        self._tenants_off: set[str] = set()  # outside of the share of OUTBOX_FLAG, as far as they were seen
         self.store_failing_since_s: float | None = None
         self.waiters = Waiters(store)
         self.budget = RetryBudget(settings.retry_share)
@@ -156,8 +183,24 @@ class Dispatcher:
 
     def paused_tenants(self) -> list[str]:
         """Of whom nothing is delivered; EVERYBODY among them where that is so of all."""
-        paused = [name for name, control in self.controls.items() if control.paused]
-        return [*paused, EVERYBODY] if self.outbox_off and EVERYBODY not in paused else paused
+        paused = {name for name, control in self.controls.items() if control.paused}
+        gate = self.flags.everybody(OUTBOX_FLAG)
+        if gate is not True:
+            paused |= {EVERYBODY} if gate is False else self._tenants_off
+        return sorted(paused)
+
+    def halt(self, on: bool) -> None:
+        """The kill switch: nothing is accepted, delivered, tried again or replayed while it is on."""
+        self.kill_switch = on
+        if not on:
+            self.outbox.changed()
+
+    def _gives(self, tenant: str) -> bool:
+        """Whether deliveries of a tenant are switched on. One for whom they are not is remembered, and passed over."""
+        if self.flags.everybody(OUTBOX_FLAG) is True or self.flags.is_on(OUTBOX_FLAG, tenant):
+            return True
+        self._tenants_off.add(tenant)
+        return False
 
     async def accept(
         self, planned: Sequence[Planned], nonce: NonceReservation | None = None
@@ -215,6 +258,8 @@ class Dispatcher:
         ):
             return run
         if paused and (run.tenant in paused or EVERYBODY in paused):
+            return run
+        if not self._gives(run.tenant):
             return run
         slot = self.fleet.choose(run.command, run.target_node)
         if slot is None or run.run_id in slot.outstanding:  # said again: the first delivery keeps its place
@@ -305,7 +350,7 @@ class Dispatcher:
 
     # -- what control says of nodes
 
-    async def node_linked(self, link: NodeLink, record: NodeRecord) -> None:
+    async def node_linked(self, link: RunLink, record: NodeRecord) -> None:
         """A node introduced itself. Where the store does not say what it holds, it has to come again."""
         # A link that this one displaced takes nothing any more; what is claimed for it just now is given back.
         self.deliveries.links.pop(link.node_id, None)
@@ -356,18 +401,18 @@ class Dispatcher:
         if slot.room and self.outbox.due_total:
             self.outbox.claimable.set()
 
-    def node_lost(self, link: NodeLink) -> None:
+    def node_lost(self, link: RunLink) -> None:
         """The link is gone. Its runs stay pinned: the node may be executing them."""
         if self.deliveries.links.get(link.node_id) is link:
             del self.deliveries.links[link.node_id]
             self.fleet.slots.pop(link.node_id, None)
             self._redeliver.pop(link.node_id, None)
 
-    async def reported(self, link: NodeLink, reports: Sequence[tuple[Report, str]]) -> None:
+    async def reported(self, link: RunLink, reports: Sequence[tuple[Report, str]]) -> None:
         """Results or refusals, each with its correlation id."""
         await self.settler.report(link, reports)
 
-    def beat(self, link: NodeLink, holding: Sequence[tuple[str, int]]) -> None:
+    def beat(self, link: RunLink, holding: Sequence[tuple[str, int]]) -> None:
         """A heartbeat: renew what it names, deliver again what it lost."""
         self.upkeep.beat(link, holding)
 
@@ -405,7 +450,7 @@ class Dispatcher:
                     nursery.start_soon(self._guarded, self._claim_for, slot)
 
     async def _claim_for(self, slot: Slot) -> None:
-        limit = min(slot.room, CLAIM_MAX)
+        limit = min(self.fleet.claim_max(slot), CLAIM_MAX)
         paused = self.paused_tenants()
         if not limit or EVERYBODY in paused:
             return
@@ -414,18 +459,26 @@ class Dispatcher:
             slot.node_id, slot.incarnation, sorted(slot.offers), limit, lease_ms, now_ms, paused,
             anybodys=self.fleet.takes_anybodys(slot), digests=self._digests(),
         )  # fmt: skip
+        if self.fleet.share is not None:
+            self.fleet.share.gave(slot, sum(not attempt.target_node for attempt in attempts))
         for attempt in attempts:
             self.outbox.taken(attempt.target_node)
             slot.outstanding[attempt.run_id] = Outstanding(
                 attempt.fence, now_ms + lease_ms, trio.current_time()
             )
-        if attempts:
-            self.deliveries.deliver(attempts)
+        given = [attempt for attempt in attempts if self._gives(attempt.tenant)]
+        if given:
+            self.deliveries.deliver(given)
+        if len(given) < len(attempts):  # of tenants that nobody here had seen
+            for attempt in attempts:
+                if attempt not in given:
+                    self.deliveries.hold_back(attempt, f"{OUTBOX_FLAG} is off for {attempt.tenant}")
         if len(attempts) < limit:  # nothing more for it, until something new waits
             slot.found_nothing_at = news
             slot.not_before_s = max(slot.not_before_s, trio.current_time() + FOUND_NOTHING_PAUSE_S)
         elif self.outbox.due_total:
             self.outbox.claimable.set()
+        await self.settler.ended(self._store.ended_by_claims())
 
     def _digests(self) -> Mapping[str, str]:
         """Of every command's descriptor, as it is now; worked out once for each registry."""
@@ -457,7 +510,12 @@ class Dispatcher:
     async def refresh_controls(self) -> None:
         """What operators decided about tenants, whoever told the store."""
         found, paused = await self._store.agent_controls(), self.paused_tenants()
-        self.outbox_off = await self._store.flag_enabled(OUTBOX_FLAG) is False
+        await self.flags.refresh()
+        if self.flags.everybody(OUTBOX_FLAG) is None:
+            seen = await self._store.waiting_tenants(TENANTS_SEEN_MAX)
+            self._tenants_off = {tenant for tenant in seen if not self.flags.is_on(OUTBOX_FLAG, tenant)}
+        else:
+            self._tenants_off = set()
         self.controls = {name: each for name, each in found.items() if each.paused or each.draining}
         if paused != self.paused_tenants():
             self.outbox.changed()

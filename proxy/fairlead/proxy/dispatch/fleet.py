@@ -6,12 +6,15 @@ it. What does not fit waits in the store, not here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from fairlead.proxy.dispatch.circuit import Circuit
 
+PROXY_PLACE: Final = "proxy:"  # begins the id of a proxy as a place for runs; no node's id has a colon
+GIVEN_MAX: Final = 1_000  # runs over which a share is kept to
 TURNED_DOWN_PAUSE_S: Final = 0.25
 TURNED_DOWN_PAUSE_MAX_S: Final = 8.0
 TURNED_DOWN_FORGOTTEN_S: Final = 5.0
@@ -43,6 +46,10 @@ class Slot:
     turned_down_until_s: float = 0.0
     circuit: Circuit = field(default_factory=Circuit)
     labels: dict[str, str] = field(default_factory=dict)
+    is_proxy: bool = field(init=False)  # this proxy itself: it takes only what is meant for it
+
+    def __post_init__(self) -> None:
+        self.is_proxy = self.node_id.startswith(PROXY_PLACE)
 
     @property
     def room(self) -> int:
@@ -75,11 +82,46 @@ class Slot:
         return self.circuit.admits(len(self.outstanding))
 
 
+@dataclass(slots=True)
+class VersionShare:
+    """What a rollout gives the nodes of a new version, of the runs that any node may take: that share at most while
+    nodes of the other version are there, none at 0, all at 100."""
+
+    version: str
+    percent: int
+    control: str = ""  # of those that are replaced; empty: all others
+    given_new: int = 0
+    given_old: int = 0
+
+    def is_new(self, slot: Slot) -> bool:
+        return slot.labels.get("version") == self.version
+
+    def is_old(self, slot: Slot) -> bool:
+        return slot.labels.get("version") == self.control if self.control else not self.is_new(slot)
+
+    def due(self) -> int:
+        """How many more the new ones may be given before the others' next."""
+        if self.percent in (0, 100):
+            return self.percent and GIVEN_MAX
+        owed = self.percent * (self.given_new + self.given_old + 1) / 100 - self.given_new
+        return max(0, math.ceil(owed))
+
+    def gave(self, slot: Slot, count: int) -> None:
+        if self.is_new(slot):
+            self.given_new += count
+        elif self.is_old(slot):
+            self.given_old += count
+        if self.given_new + self.given_old > GIVEN_MAX:  # what lies far back says little of now
+            self.given_new //= 2
+            self.given_old //= 2
+
+
 class Fleet:
     """All slots, and the choice among them."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
+        self.share: VersionShare | None = None
         self._turn = 0
 
     def offering(self, command: str) -> list[str]:
@@ -94,9 +136,42 @@ class Fleet:
         if target_node:
             slot = self.slots.get(target_node)
             return slot if slot and slot.room and command in slot.offers else None
+        share = self.share
+        if share is not None:
+            new_first = self._takes_share(share, command)
+            for wanted in (share.is_new, share.is_old) if new_first else (share.is_old,):
+                found = self._least_loaded(
+                    command, [slot for slot in self.slots.values() if wanted(slot) and not slot.is_proxy]
+                )
+                if found is not None:
+                    share.gave(found, 1)
+                    return found
+                if share.percent == 100 and self._is_there(share.is_new, command):
+                    return None
+            if share.control:  # nodes that are on neither side
+                rest = [
+                    slot for slot in self.slots.values() if not share.is_new(slot) and not share.is_old(slot)
+                ]
+                return self._least_loaded(command, rest)
+            return None
+        return self._least_loaded(command, list(self.slots.values()))
+
+    def _takes_share(self, share: VersionShare, command: str = "") -> bool:
+        """Whether it is the new nodes' turn: their share is due, or there is nobody else."""
+        if share.percent == 0:
+            return False
+        return share.due() > 0 or not self._is_there(share.is_old, command)
+
+    def _is_there(self, side: Callable[[Slot], bool], command: str) -> bool:
+        return any(
+            side(slot) and slot.takes_new and (not command or command in slot.offers)
+            for slot in self.slots.values()
+            if not slot.is_proxy
+        )
+
+    def _least_loaded(self, command: str, slots: list[Slot]) -> Slot | None:
         best: Slot | None = None
         best_load = 4.0
-        slots = list(self.slots.values())
         self._turn += 1
         for index in range(len(slots)):
             slot = slots[(index + self._turn) % len(slots)]
@@ -114,11 +189,31 @@ class Fleet:
 
     def takes_anybodys(self, slot: Slot) -> bool:
         """Whether a node may claim what any node may take: unless its circuit is open and another's is not."""
+        share = self.share
+        if share is not None and not slot.is_proxy:
+            if share.is_new(slot) and not self._takes_share(share):
+                return False
+            if share.percent == 100 and share.is_old(slot) and self._is_there(share.is_new, ""):
+                return False
         if slot.healthy:
-            return True
+            return not slot.is_proxy
         return not any(
-            other.healthy and other.takes_new for other in self.slots.values() if other is not slot
+            other.healthy and other.takes_new
+            for other in self.slots.values()
+            if other is not slot and not other.is_proxy
         )
+
+    def claim_max(self, slot: Slot) -> int:
+        """How many it may claim at once, where a rollout gives its version a share."""
+        share = self.share
+        if (
+            share is None
+            or not share.is_new(slot)
+            or share.percent == 100
+            or not self._is_there(share.is_old, "")
+        ):
+            return slot.room
+        return min(slot.room, max(1, share.due()))
 
     def claimers(self, pending: dict[str, int], now_s: float, news: int = 0) -> Sequence[Slot]:
         """Nodes that have room and may have something waiting for them, which they did not look for in vain already."""
@@ -134,7 +229,9 @@ class Fleet:
         return [
             slot
             for slot in self.slots.values()
-            if slot.room and slot.found_nothing_at != news and (anybody or pending.get(slot.node_id, 0) > 0)
+            if slot.room
+            and slot.found_nothing_at != news
+            and ((anybody and not slot.is_proxy) or pending.get(slot.node_id, 0) > 0)
         ]
 
     def labels(self, node_id: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ The store is the truth; these numbers follow it and are corrected by `refresh`. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -34,6 +35,9 @@ class Outbox:
         self._reads: list[list[tuple[str, int]]] = []  # by read under way: what began to wait meanwhile
         self._oldest_due_at_ms: int | None = None
         self._lag = WindowedSketch()
+        self.on_lag: Callable[[float], None] = lambda seconds: (
+            None
+        )  # told of each delivery; never waits or raises
         metrics = observer.metrics
         self._lag_seconds = metrics.histogram(
             "outbox_lag_seconds", "From when a run was due to its delivery to a node."
@@ -54,7 +58,7 @@ class Outbox:
         metrics.computed(
             "outbox_lag_quantile_seconds",
             "Lag of the last ten minutes' deliveries.",
-            ("quantile",),
+            ("q",),
             self._quantiles,
         )
         metrics.computed(
@@ -101,6 +105,7 @@ class Outbox:
         lag_s = max(0, lag_ms) / 1000
         self._lag_seconds.observe(lag_s)
         self._lag.add(lag_s, trio.current_time())
+        self.on_lag(lag_s)
 
     async def refresh(self) -> None:
         """Ask the store; what has become due joins what waits."""

@@ -6,13 +6,13 @@ room, so two proxies may both have a worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 import trio
 
 from fairlead.protocol.reasons import Reason
-from fairlead.proxy.dispatch.dispatcher import Dispatcher
+from fairlead.proxy.dispatch.dispatcher import EVERYBODY, Dispatcher, FlagGate
 from fairlead.proxy.dispatch.replay import (
     LASTING,
     Course,
@@ -38,6 +38,25 @@ from fairlead.runtime.world import World
 FLAG: Final = "dlq.replay.enabled"
 OPEN_REPLAYS_MAX: Final = 1_000
 WORKER: Final = "replay-worker"
+
+
+class HeldTenants(Collection[str]):
+    """Of whom nothing is replayed: those that are paused, and those outside of the share of FLAG."""
+
+    def __init__(self, paused: Collection[str], flags: FlagGate) -> None:
+        self._paused, self._flags = paused, flags
+        self._is_partial = flags.everybody(FLAG) is None
+
+    def __contains__(self, tenant: object) -> bool:
+        if tenant in self._paused or not isinstance(tenant, str):
+            return tenant in self._paused
+        return self._is_partial and tenant != EVERYBODY and not self._flags.is_on(FLAG, tenant)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paused)
+
+    def __len__(self) -> int:
+        return len(self._paused) + self._is_partial
 
 
 class Replayer:
@@ -121,12 +140,14 @@ class Replayer:
             return "the kill switch is on"
         if self._dispatcher.draining:
             return "this proxy is draining"
-        if await self._store.flag_enabled(FLAG) is False:
+        await self._dispatcher.flags.refresh()
+        if self._dispatcher.flags.everybody(FLAG) is False:
             return f"the flag {FLAG} is off"
         return ""
 
     def around(self) -> Surroundings:
-        return Surroundings(self._world.wall_ms(), self._dispatcher.paused_tenants(), self._node_takes)
+        held = HeldTenants(self._dispatcher.paused_tenants(), self._dispatcher.flags)
+        return Surroundings(self._world.wall_ms(), held, self._node_takes)
 
     async def _go_on(self, replay: Replay, left: int) -> int:
         now_ms = self._world.wall_ms()

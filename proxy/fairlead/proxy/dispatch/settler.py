@@ -8,7 +8,7 @@ way for the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -16,7 +16,7 @@ import trio
 
 from fairlead.protocol import messages as m
 from fairlead.protocol.reasons import Reason, parse_reason
-from fairlead.proxy.control.link import NodeLink
+from fairlead.proxy.control.link import RunLink
 from fairlead.proxy.dispatch.deliveries import Deliveries
 from fairlead.proxy.dispatch.outbox import Outbox
 from fairlead.proxy.dispatch.retry import RETRYABLE_ENDS, RetryBudget, RetryPolicy, grant
@@ -32,6 +32,12 @@ ACK_GATHER_S: Final = 0.02
 ACKS_MAX: Final = 64  # so many ids, however long, fit the smallest payload
 _TRANSIENT: Final = frozenset(reason.value for reason in RETRYABLE_ENDS)
 _SAYS_NOTHING: Final = frozenset({Reason.RUN_CANCELLED.value, Reason.OUTCOME_UNKNOWN.value})
+
+OnEnd = Callable[[str, str, str, bool, float, bool], None]
+
+
+def _nobody(command: str, tenant: str, version: str, ok: bool, seconds: float, is_replay: bool) -> None:
+    return None
 
 
 class Settler:
@@ -51,11 +57,11 @@ class Settler:
         self._world, self._observer, self._store = world, observer, store
         self._outbox, self._deliveries, self._waiters = outbox, deliveries, waiters
         self._policy, self.budget = policy, budget
-        self._reports: deque[tuple[NodeLink | None, Report, str]] = deque()  # with the correlation id
+        self._reports: deque[tuple[RunLink | None, Report, str]] = deque()  # with the correlation id
         self._batch_max = SETTLE_MAX
         self.reported = trio.Event()
         self._settled = trio.Event()  # replaced after every batch
-        self._owed: dict[NodeLink, list[tuple[str, int]]] = {}  # settled, not acknowledged yet
+        self._owed: dict[RunLink, list[tuple[str, int]]] = {}  # settled, not acknowledged yet
         self._owing = trio.Event()
         metrics = observer.metrics
         self._ended = metrics.counter("runs_ended_total", "Runs by how they ended.", ("status", "reason"))
@@ -72,11 +78,17 @@ class Settler:
         for verdict in Verdict:
             self._verdicts.cell(verdict.value)
         self._seconds = metrics.histogram("run_seconds", "From acceptance to a durable end.")
+        self.on_end: OnEnd = _nobody
+        """Told of each run that ended: its command, tenant, the version label of its node, whether well, the seconds
+        since it was due, and whether it was a replay. Must neither wait nor raise."""
+        self.on_attempt: Callable[[str, str, bool, float], None] = lambda version, command, ok, ms: None
+        """Told of each attempt that ended: the version label of its node, its command, whether well, and the
+        milliseconds it took there. Must neither wait nor raise."""
         self._circuits = metrics.counter("circuits_opened_total", "Circuits of nodes that opened.", ("node",))
 
     # -- reports come in
 
-    async def report(self, link: NodeLink, reports: Sequence[tuple[Report, str]]) -> None:
+    async def report(self, link: RunLink, reports: Sequence[tuple[Report, str]]) -> None:
         """What a node says, each with its correlation id. The link's reader waits only if the store is far behind."""
         for report, correlation_id in reports:
             if not report.run_id.isprintable():  # no run has such an id, and not every store takes it
@@ -164,6 +176,11 @@ class Settler:
             if verdict is Verdict.FOREIGN:
                 continue
             self._free_slot(report, verdict, now_s)
+            if verdict in (Verdict.SETTLED, Verdict.RETRIED) and report.reason != Reason.RUN_CANCELLED.value:
+                version = self._deliveries.fleet.labels(report.node_id).get("version", "")
+                command = outcome.measured.command if outcome.measured is not None else ""
+                took_ms = float(max(0, report.finished_at_ms - report.started_at_ms))
+                self.on_attempt(version, command, report.completed, took_ms)
             if verdict is Verdict.SETTLED:
                 assert outcome.status is not None
                 ordered |= outcome.ordered
@@ -171,6 +188,7 @@ class Settler:
                     # The store says why it ended, and not why its node refused what was cancelled anyway.
                     report = msgspec.structs.replace(report, reason=Reason.RUN_CANCELLED.value)
                 self._seconds.observe(max(0, now_ms - outcome.accepted_at_ms) / 1000)
+                self._measure(outcome, outcome.status, report.node_id, now_ms)
                 self._count_settled(report, outcome.status, correlation_id)
                 if self._waiters.interested(report.run_id):
                     ended.append(
@@ -247,6 +265,7 @@ class Settler:
             if not each.status.terminal:
                 continue
             self.count_end(each.status, each.reason)
+            self._measure(each, each.status, each.node_id, self._world.wall_ms())
             if each.reason is not None:
                 level = "error" if each.reason is Reason.SECURITY_SEAL_INVALID else "info"
                 self._observer.refused(each.reason, why, run=each.run_id, node=each.node_id, level=level)
@@ -266,6 +285,16 @@ class Settler:
         await self._waiters.wake_many(over, parents)
         self._outbox.changed()  # a turn may have come
         self._outbox.look_soon()
+
+    def _measure(self, run: Settled | Ended, status: RunStatus, node_id: str, now_ms: int) -> None:
+        """What somebody cancelled is neither good nor bad."""
+        seen = run.measured
+        if seen is not None and status is not RunStatus.CANCELLED:
+            version = self._deliveries.fleet.labels(node_id).get("version", "")
+            seconds = max(0, now_ms - seen.due_at_ms) / 1000
+            self.on_end(
+                seen.command, seen.tenant, version, status is RunStatus.COMPLETED, seconds, seen.is_replay
+            )
 
     def count_end(self, status: RunStatus, reason: Reason | None) -> None:
         self._ended.inc(status.value, reason.value if reason else "")

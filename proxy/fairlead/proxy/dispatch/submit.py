@@ -17,7 +17,7 @@ import msgspec
 
 from fairlead.protocol.messages import Identity
 from fairlead.protocol.reasons import Reason, Refused
-from fairlead.protocol.registry import Item, Registry
+from fairlead.protocol.registry import Flag, Item, Registry
 from fairlead.protocol.schema import argument_problems
 from fairlead.proxy.dispatch.approvals import ApprovalSettings
 from fairlead.proxy.store.records import NewRun
@@ -31,6 +31,8 @@ ANY: Final = "any"
 ALL: Final = "all"
 PRIORITY_DEFAULT: Final = 5
 UNKNOWN_PERMISSION: Final = "(unknown)"  # no scope can name it
+SESSION_TARGET: Final = "session:"
+PLAYER_AUTH: Final = "player"  # how a player is known: the node that has it said so, and the proxy looked
 PRIORITY_MAX: Final = 9
 _TERM: Final = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})(!?=)([A-Za-z0-9._-]{0,63})")
 
@@ -56,6 +58,26 @@ def needs_none(caller: Identity, permission: str) -> bool:
     return not permission
 
 
+class SessionPlaces(Protocol):
+    """What planning asks about clients' sessions."""
+
+    def node_of(self, session_id: str) -> str:
+        """The node that holds it now. Raises Refused where none does, or nobody here knows the session."""
+
+    def proxy_of(self, session_id: str) -> str:
+        """The proxy that holds it, as a place for runs; of "": this one. Raises Refused where there is no such."""
+
+
+class NoSessions:
+    """Where no clients come in."""
+
+    def node_of(self, session_id: str) -> str:
+        raise Refused(Reason.SESSION_UNKNOWN, session_id[:80])
+
+    def proxy_of(self, session_id: str) -> str:
+        raise Refused(Reason.SESSION_UNKNOWN, session_id[:80] or "this proxy has no clients")
+
+
 @dataclass(frozen=True, slots=True)
 class SubmitLimits:
     """Bounds of a submission, from the configuration."""
@@ -72,6 +94,10 @@ class SubmitLimits:
         needs_none  # whether a caller has the permission that a command names
     )
     approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
+    sessions: SessionPlaces = field(default_factory=NoSessions)
+    variant: Callable[[str, str], str] = lambda command, tenant: (
+        command
+    )  # what executes in a rollout of a command
 
 
 class NodesView(Protocol):
@@ -150,8 +176,8 @@ def plan(
 ) -> Planned:
     """A submission as it comes over HTTP. Raises Refused."""
     tenant = tenant_of(asked, identity)
-    item = resolve(registry, asked.command)
-    check_permission(item, identity, bounds)
+    item = resolve(registry, bounds.variant(asked.command, tenant))
+    check_caller(item, identity, bounds)
     args_json = msgspec.json.encode(asked.args)
     if len(args_json) > bounds.args_bytes_max:
         raise Refused(
@@ -216,8 +242,14 @@ def build(
         idempotency_key, payload_hash, None, (), "", "", "", ordering_key, priority, not_before_ms, callback_url,
         chosen_id,
     )  # fmt: skip
+    if descriptor.runs_on == "proxy":
+        place = _proxy_of(target, args_json, bounds.sessions)
+        return Planned(msgspec.structs.replace(run, target_node=place), item)
     if target == ANY:
         return Planned(run, item)
+    if target.startswith(SESSION_TARGET):
+        node = bounds.sessions.node_of(target.removeprefix(SESSION_TARGET))
+        return Planned(msgspec.structs.replace(run, target_node=node), item)
     if target == ALL or "=" in target:
         members = _members(target, descriptor.name, nodes)
         children = tuple(
@@ -231,10 +263,23 @@ def build(
     if target not in nodes.node_ids():
         if ":" in target or not target:
             raise Refused(
-                Reason.TARGET_INVALID, f"{target!r}: use a node id, `any`, `all` or labels such as region=eu"
+                Reason.TARGET_INVALID,
+                f"{target!r}: use a node id, `any`, `all`, labels such as region=eu, or session:<id>",
             )
         raise Refused(Reason.TARGET_UNKNOWN, f"no node {target!r}")
     return Planned(msgspec.structs.replace(run, target_node=target), item)
+
+
+def _proxy_of(target: str, args_json: bytes, sessions: SessionPlaces) -> str:
+    """Which proxy executes what runs on proxies: the one that holds the session that it is about, else this one."""
+    if target.startswith(SESSION_TARGET):
+        return sessions.proxy_of(target.removeprefix(SESSION_TARGET))
+    if target != ANY:
+        raise Refused(
+            Reason.TARGET_INVALID, f"{target!r}: the command runs on the proxy; use `any` or session:<id>"
+        )
+    named = msgspec.json.decode(args_json).get("session")
+    return sessions.proxy_of(named if isinstance(named, str) else "")
 
 
 def _members(target: str, command: str, nodes: NodesView) -> list[str]:
@@ -287,6 +332,18 @@ def tenant_of(asked: Submission, identity: Identity) -> str:
         detail = f"{identity.principal} is bound to {identity.tenant}, not to {asked.tenant}"
         raise Refused(Reason.SECURITY_TENANT_MISMATCH, detail)
     return asked.tenant
+
+
+def check_caller(item: Item, identity: Identity, bounds: SubmitLimits) -> None:
+    """Raises Refused where the command is not for this caller: for players only, or for who has a permission."""
+    if item.descriptor.flags & Flag.PLAYER_ONLY and identity.auth != PLAYER_AUTH:
+        raise Refused(Reason.PLAYER_ONLY, f"{item.descriptor.name}, called by {identity.principal}")
+    if item.descriptor.runs_on == "proxy" and identity.tenant and identity.auth != PLAYER_AUTH:
+        detail = (
+            f"{item.descriptor.name} concerns all tenants, {identity.principal} is bound to {identity.tenant}"
+        )
+        raise Refused(Reason.SECURITY_TENANT_MISMATCH, detail)
+    check_permission(item, identity, bounds)
 
 
 def check_permission(item: Item, identity: Identity, bounds: SubmitLimits) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from fairlead.protocol.reasons import Reason
-from fairlead.proxy.control.link import NodeLink
+from fairlead.proxy.control.link import RunLink
 from fairlead.proxy.dispatch.deliveries import Deliveries
 from fairlead.proxy.dispatch.fleet import Outstanding
 from fairlead.proxy.dispatch.settler import Settler
@@ -64,7 +64,7 @@ class Upkeep:
 
     # -- leases
 
-    def beat(self, link: NodeLink, holding: Sequence[tuple[str, int]]) -> None:
+    def beat(self, link: RunLink, holding: Sequence[tuple[str, int]]) -> None:
         """What a heartbeat names is renewed in good time; what it does not name was lost, or never arrived."""
         slot = self._deliveries.fleet.slots.get(link.node_id)
         if slot is None:

@@ -34,3 +34,4 @@ class Arrival:
     server_name: str = ""  # as the client asked for by SNI, lower case
     alpn: str = ""
     client_certificate: ClientCertificate | None = None
+    is_forwarded: bool = False  # a PROXY header was read

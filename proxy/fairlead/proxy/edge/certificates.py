@@ -11,6 +11,7 @@ has run out does not replace one that has not.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +53,8 @@ class Certificates:
         self._loading, self._has_files = trio.Lock(), trio.Event()
         self._pinning = pinning_context()
         self.problem = ""  # why the files on the disk are not in force
+        self.loads = 0  # sets that were taken over
+        self.on_load: Callable[[], None] = lambda: None
         observer.metrics.computed(
             "edge_tls_certificate_seconds_left", "Until a listener's certificate runs out.", ("certificate",),
             self._seconds_left,
@@ -96,6 +99,8 @@ class Certificates:
             self._config, self._files, self._tried, self._set = config, files, tried, loaded
             if files:
                 self._has_files.set()
+            self.loads += 1
+            self.on_load()
             self._observer.log.info(
                 "certificates_loaded",
                 **{each.id: f"{each.sha256[:16]} ({self._days_left(each.expires_at_ms)} days)"

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 
 import trio
 
-from fairlead.protocol.reasons import Reason, Refused
-from fairlead.proxy.edge.routing import Marks
+from fairlead.protocol.reasons import Reason, Refused, Reject
+from fairlead.proxy.edge.proofs import Proofs, Purpose
+from fairlead.proxy.edge.roster import Roster
 from fairlead.proxy.edge.settings import Backend, EdgeLimits
+from fairlead.proxy.edge.upstream_tls import UpstreamTls
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.streams import ByteStream
 from fairlead.runtime.world import World
@@ -23,46 +25,95 @@ from fairlead.runtime.world import World
 class Connector:
     """Connects; counts who is connecting."""
 
-    def __init__(self, world: World, observer: Observer, marks: Marks, limits: EdgeLimits) -> None:
-        self._world, self._observer, self._marks, self._limits = world, observer, marks, limits
+    def __init__(
+        self,
+        world: World,
+        observer: Observer,
+        roster: Roster,
+        limits: EdgeLimits,
+        tls: UpstreamTls,
+        proofs: Proofs | None = None,
+    ) -> None:
+        self._world, self._observer, self.roster, self.limits = world, observer, roster, limits
+        self._marks, self._tls = roster.marks, tls
+        self._proofs = proofs or Proofs(world, lambda _: None)
         self.routing = 0
 
     async def connect(
-        self, candidates: Iterable[Backend], correlation_id: str, peer: str
+        self,
+        candidates: Iterable[Backend],
+        correlation_id: str,
+        peer: str,
+        purpose: Purpose | None = None,
     ) -> tuple[ByteStream, Backend]:
-        """A new connection to the first candidate that takes it. Raises Refused."""
-        if self.routing >= self._limits.routing_concurrent_max:
+        """A new connection to the first candidate that takes it, begun as the backend wants it for `purpose`.
+        Raises Refused."""
+        if self.routing >= self.limits.routing_concurrent_max:
             raise Refused(
-                Reason.ROUTING_LIMIT, f"{self._limits.routing_concurrent_max} clients are being routed"
+                Reason.ROUTING_LIMIT, f"{self.limits.routing_concurrent_max} clients are being routed"
             )
         self.routing += 1
         try:
-            failures = []
+            failures: list[str] = []
+            distrusted: list[Reject] = []  # TLS that came to nothing, which is no mere failure to connect
             for backend in candidates:
-                connected = await self._attempt(backend)
-                if not isinstance(connected, str):
-                    self._marks.connected(backend.id)
+                connected = await self._dial(backend, purpose)
+                if not isinstance(connected, Reject):
+                    self._tell(distrusted, correlation_id, peer)
+                    self._marks.connected(backend.id, trio.current_time())
                     return connected, backend
-                failures.append(f"{backend.id}: {connected}")
-                self._marks.failed(backend.id, connected, trio.current_time())
+                failures.append(f"{backend.id}: {connected.detail}")
+                if connected.reason is not Reason.BACKEND_UNREACHABLE:
+                    distrusted.append(Reject(connected.reason, failures[-1]))
+                self._marks.failed(backend.id, connected.detail, trio.current_time())
                 self._observer.log.debug(
                     "connect_failed",
                     backend=backend.id,
-                    detail=connected,
+                    detail=connected.detail,
                     correlation_id=correlation_id,
                     peer=peer,
                 )
+            if distrusted:
+                last = distrusted.pop()
+                self._tell(distrusted, correlation_id, peer)
+                raise Refused(last.reason, last.detail)
             if failures:
                 raise Refused(Reason.BACKEND_UNREACHABLE, "; ".join(failures[:8]))
             raise Refused(Reason.BACKEND_NONE_AVAILABLE, "no backend is configured for this listener")
         finally:
             self.routing -= 1
 
-    async def _attempt(self, backend: Backend) -> ByteStream | str:
+    def _tell(self, distrusted: list[Reject], correlation_id: str, peer: str) -> None:
+        """Of those that the client is not told."""
+        for each in distrusted:
+            self._observer.refused(each.reason, each.detail, correlation_id=correlation_id, peer=peer)
+
+    async def dial(self, backend: Backend, purpose: Purpose | None) -> ByteStream | str:
         """The connection, or why there is none."""
-        with trio.move_on_after(self._limits.upstream_connect_timeout_s):
+        connected = await self._dial(backend, purpose)
+        return connected.detail if isinstance(connected, Reject) else connected
+
+    async def _dial(self, backend: Backend, purpose: Purpose | None) -> ByteStream | Reject:
+        with trio.move_on_after(self.limits.upstream_connect_timeout_s):
             try:
-                return await self._world.connect_tcp(backend.host, backend.port)
+                stream = await self._world.connect_tcp(backend.host, backend.port)
             except OSError as error:
-                return error.strerror or str(error)
-        return f"no connection within {self._limits.upstream_connect_timeout_s:g} s"
+                return Reject(Reason.BACKEND_UNREACHABLE, error.strerror or str(error))
+            header = self._proofs.header_for(backend, purpose) if purpose is not None else b""
+            if not header and backend.tls == "off":
+                return stream
+            try:
+                if header:
+                    await stream.send_all(header)
+                return stream if backend.tls == "off" else await self._tls.secure(stream, backend)
+            except trio.BrokenResourceError as error:
+                stream.close()
+                return Reject(Reason.BACKEND_UNREACHABLE, str(error))
+            except Refused as refused:
+                stream.abort()
+                return Reject(refused.reason, refused.detail)
+            except BaseException:
+                stream.close()
+                raise
+        late = f"no connection within {self.limits.upstream_connect_timeout_s:g} s"
+        return Reject(Reason.BACKEND_UNREACHABLE, late)

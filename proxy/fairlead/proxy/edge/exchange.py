@@ -51,13 +51,9 @@ _INTERIM_MAX: Final = 16
 _TE_TRAILERS: Final = b"te: trailers\r\nconnection: te\r\n"
 
 
-async def forward(connection: ClientConnection, head: RequestHead) -> None:
+def forward(connection: ClientConnection, head: RequestHead) -> Awaitable[None]:
     """Forward one request and relay its answer. Raises Refused before an answer, or after it began."""
-    exchange = Exchange(connection, head)
-    try:
-        await exchange.run()
-    finally:
-        exchange.close()
+    return Exchange(connection, head).run()
 
 
 class _UpstreamGone(Exception):
@@ -81,36 +77,40 @@ class Exchange:
 
     def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
         self._connection, self._head = connection, head
-        self._listener, self._limits = connection.listener, connection.limits
+        self._listener, self._limits, self._clock = connection.listener, connection.limits, connection.clock
         self._upstream: Upstream | None = None
         self._is_sent = False  # the whole request has gone to the backend
+        self._sent_at = 0.0  # or as much of it as was at hand
         self._upload_failure: Reject | None = None
         self._is_continued = False  # the backend asked for the body
         self._websocket = b""  # the key of its handshake
         self._place: Backend | None = None  # taken for a connection that is being made
         self._choice: Choice | None = None
         self._led_to = ""
-        self._tried: set[str] = set()
+        self._tried: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         head, connection = self._head, self._connection
-        if head.upgrade:
-            key = asked_key(head)
-            if isinstance(key, Reject):
-                connection.keep = False  # What follows may have been meant for a WebSocket.
-                raise Refused(key.reason, key.detail)
-            self._websocket = key or b""
-        body, reader = self._first_body()
-        if reader is None:
-            connection.has_body_pending = False
-            self._is_sent = True
-            upstream, response = await self._ask(body)
-            if response.status == 101:
-                await self._tunnel(upstream, response)
+        try:
+            if head.upgrade:
+                key = asked_key(head)
+                if isinstance(key, Reject):
+                    connection.keep = False  # What follows may have been meant for a WebSocket.
+                    raise Refused(key.reason, key.detail)
+                self._websocket = key or b""
+            body, reader = self._first_body()
+            if reader is None:
+                connection.has_body_pending = False
+                self._is_sent = True
+                upstream, response = await self._ask(body)
+                if response.status == 101:
+                    await self._tunnel(upstream, response)
+                else:
+                    await self._answer(upstream, response)
             else:
-                await self._answer(upstream, response)
-        else:
-            await self._exchange_both_ways(body, reader)
+                await self._exchange_both_ways(body, reader)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Whatever did not go back to the pool ends here."""
@@ -148,7 +148,7 @@ class Exchange:
     async def _obtain(self, fresh: bool = False) -> Upstream:
         """A connection to the best backend: a pooled one, or a new one."""
         connection, listener = self._connection, self._listener
-        now, choice = trio.current_time(), self._choice
+        now, choice = self._clock(), self._choice
         if choice is None:
             is_plain = listener.router.is_plain and not connection.session.bound
             choice = listener.router.candidates(now, ANYTHING if is_plain else self._asked())
@@ -163,8 +163,8 @@ class Exchange:
         if upstream is None:
             connection.enter_until(RESPONSE, float("inf"))  # Each attempt has a deadline of its own.
             upstream = await self._connect(candidates)
+            self._lead_to(upstream.backend.id)
         connection.session.backend = upstream.backend.id
-        self._lead_to(upstream.backend.id)
         self._upstream = upstream
         return upstream
 
@@ -241,10 +241,10 @@ class Exchange:
 
     def _may_ask_another(self, upstream: Upstream) -> bool:
         """Whether a request that is safe to repeat may go to another backend, after this one gave it back."""
-        roster, now = self._listener.connector.roster, trio.current_time()
+        roster, now = self._listener.connector.roster, self._clock()
         if upstream.is_reused:
             return True  # Its connection was idle and ended: that says nothing of the backend.
-        self._tried.add(upstream.backend.id)
+        self._tried |= {upstream.backend.id}
         others = self._choice is not None and any(
             backend.id not in self._tried for backend in self._choice.backends
         )
@@ -281,7 +281,9 @@ class Exchange:
     async def _send(self, upstream: Upstream, data: bytes) -> None:
         try:
             rest = upstream.send_nowait(data)
-            self._connection.enter(RESPONSE, self._limits.upstream_response_timeout_s)
+            self._sent_at = self._clock()
+            timeout_s = self._limits.upstream_response_timeout_s
+            self._connection.enter_until(RESPONSE, self._sent_at + timeout_s)
             if rest:
                 await upstream.stream.send_all(rest)
         except trio.BrokenResourceError as error:
@@ -289,22 +291,19 @@ class Exchange:
 
     async def _ask(self, body: bytes) -> tuple[Upstream, ResponseHead]:
         """Send a request that is at hand whole, and return the head of its answer."""
-        upstream = await self._obtain()
+        connection, upstream = self._connection, await self._obtain()
         tries_left = self._limits.upstream_tries_max
         while True:
             tries_left -= 1
             try:
                 await self._send(upstream, self._request_bytes(upstream) + body)
-                if not self._listener.access_log:
-                    return upstream, await self._response_head(upstream)
-                sent_at = trio.current_time()
                 response = await self._response_head(upstream)
-                self._connection.upstream_s = trio.current_time() - sent_at
+                connection.upstream_s = self._clock() - self._sent_at
                 return upstream, response
             except _UpstreamGone as gone:
                 self.close()
                 is_safe = gone.is_clean and not self._head.length and self._head.method in _IDEMPOTENT
-                is_safe = is_safe and tries_left > 0 and not self._connection.client.is_gone()
+                is_safe = is_safe and tries_left > 0 and not connection.client.is_gone()
                 if is_safe and self._may_ask_another(upstream):
                     upstream = await self._obtain(fresh=True)
                     continue
@@ -363,7 +362,7 @@ class Exchange:
             *(response, length, head.minor, connection.keep, connection.correlation_id),
             *(self._more_lines(response, upstream.backend), head.wants_trailers),
         )
-        self._listener.connector.roster.answered(upstream.backend.id, response.status, trio.current_time())
+        self._listener.connector.roster.answered(upstream.backend.id, response.status, self._clock())
         try:
             data, upstream.buffer = upstream.buffer, b""
             if not body.is_done:
@@ -381,7 +380,7 @@ class Exchange:
             while not body.is_done:
                 connection.enter(RESPONSE_BODY, self._limits.upstream_body_idle_timeout_s)
                 if pace is not None:
-                    pace.begin(trio.current_time())
+                    pace.begin(self._clock())
                 if body.counted_left:
                     view = await _from_backend(upstream.receive_shared(body.counted_left))
                     if view:
@@ -404,7 +403,7 @@ class Exchange:
             raise _closed_early() from gone
         if response.keep_alive and not is_doubtful and not body.has_surplus and not body.is_until_close:
             self._upstream = None
-            self._listener.pools.give_back(upstream, trio.current_time())
+            self._listener.pools.give_back(upstream, self._clock())
 
     def _is_doubtful(self, response: ResponseHead) -> bool:
         """Whether backend and we may disagree on where the next request begins, as it answers."""
@@ -442,7 +441,7 @@ class Exchange:
         connection.keep = False
         connection.has_started = True
         connection.count(101)
-        listener.connector.roster.answered(upstream.backend.id, 101, trio.current_time())
+        listener.connector.roster.answered(upstream.backend.id, 101, self._clock())
         first, upstream.buffer = upstream.buffer, b""
         await connection.send(switch_bytes(response, connection.correlation_id) + first)
         early, connection.client.buffer = connection.client.buffer, b""
@@ -513,7 +512,7 @@ class Exchange:
         with trio.CancelScope() as scope:
             while not reader.is_done:
                 reason = Reason.HTTP_BODY_TIMEOUT
-                began_at = trio.current_time()
+                began_at = self._clock()
                 pace.begin(began_at)
                 scope.deadline = began_at + limits.http_body_idle_timeout_s
                 try:
@@ -522,7 +521,7 @@ class Exchange:
                     data = b""
                 if not data:
                     return Reject(Reason.CLIENT_GONE, "the body is incomplete")
-                if not pace.keeps_up(len(data), trio.current_time()):
+                if not pace.keeps_up(len(data), self._clock()):
                     return Reject(reason, f"slower than {pace.bytes_per_s_min} bytes/s")
                 fed = reader.feed(data)
                 if isinstance(fed, Reject):
@@ -537,7 +536,7 @@ class Exchange:
                 try:
                     rest = upstream.send_nowait(out)
                     if rest:
-                        scope.deadline = trio.current_time() + limits.upstream_response_timeout_s
+                        scope.deadline = self._clock() + limits.upstream_response_timeout_s
                         await upstream.stream.send_all(rest)
                 except trio.BrokenResourceError:
                     return None  # It reads no more; it may have answered, and whoever listens will see.

@@ -19,11 +19,9 @@ from fairlead.protocol.reasons import Reason, Reject
 from fairlead.proxy.edge.arrival import ClientCertificate
 from fairlead.runtime.http.head import (
     CHUNKED,
-    CONTENT_LENGTH,
     FORWARDED,
     PLAIN,
     TRAILER,
-    UNTIL_CLOSE,
     RequestHead,
     ResponseHead,
 )
@@ -32,6 +30,7 @@ PSEUDONYM: Final = b"fairlead"
 _MAX_FORWARDS: Final = b"max-forwards"
 _SUBJECT_SAFE: Final = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
 _VIA: Final = (b"via: 1.0 " + PSEUDONYM + b"\r\n", b"via: 1.1 " + PSEUDONYM + b"\r\n")
+_FORWARDED: Final = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\n"
 _CHUNKED_LINE: Final = b"transfer-encoding: chunked\r\n"
 _CONNECTION_TOKENS: Final = frozenset({b"close", b"keep-alive"})
 ROUNDS_MAX: Final = (
@@ -87,17 +86,49 @@ def request_bytes(
     `certificate_lines`.
     """
     target, host = absolute_to_origin(head)
-    nominated = head.nominated - _CONNECTION_TOKENS
-    out = [
-        b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (head.method, target, host or authority.encode()),
-        *[field[3] for field in head.fields if not field[0] and field[1] not in nominated],
-    ]
+    lines = _onward(head)
     if head.method == b"OPTIONS":
-        out[1:] = [_one_forward_less(line) for line in out[1:]]
+        lines = [_one_forward_less(line) for line in lines]
     peer = peer_host.encode()
-    told = _told(head) if trusted else _NOTHING_TOLD
+    if trusted:
+        forwarded = _forwarded(_told(head), peer, scheme, host, certificate)
+    else:
+        forwarded = _FORWARDED % (peer, scheme, host) + certificate
+    framing = head.length_line
+    if head.length == CHUNKED:
+        framing = b"".join([_CHUNKED_LINE, *(field[3] for field in head.fields if field[0] == TRAILER)])
+    return b"".join(
+        (
+            b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (head.method, target, host or authority.encode()),
+            *lines,
+            forwarded,
+            b"x-correlation-id: %b\r\n" % correlation_id.encode(),
+            trace,
+            b"" if proof is None else proof(head.method, target, forwarded),
+            framing,
+            b"expect: 100-continue\r\n" if head.expects_continue else b"",
+            hops,
+            head.via,
+            _VIA[head.minor],
+            b"\r\n",
+        )
+    )
+
+
+def _onward(head: RequestHead | ResponseHead) -> list[bytes]:
+    """The lines that go on as they came."""
+    nominated = head.nominated
+    if nominated and (nominated := nominated - _CONNECTION_TOKENS):
+        return [field[3] for field in head.fields if not field[0] and field[1] not in nominated]
+    return [field[3] for field in head.fields if not field[0]]
+
+
+def _forwarded(
+    told: dict[bytes, bytes], peer: bytes, scheme: bytes, host: bytes, certificate: bytes
+) -> bytes:
+    """On whose behalf, where the client is a forwarder whose word counts."""
     before = told.get(b"x-forwarded-for")
-    forwarded = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\n" % (
+    lines = _FORWARDED % (
         before + b", " + peer if before else peer,
         told.get(b"x-forwarded-proto", scheme),
         told.get(b"x-forwarded-host", host),
@@ -106,24 +137,8 @@ def request_bytes(
         if name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"):
             continue
         if not (certificate and name.startswith(b"x-client-cert-")):
-            forwarded += b"%b: %b\r\n" % (name, value)
-    forwarded += certificate
-    out.append(forwarded)
-    out.append(b"x-correlation-id: %b\r\n%b" % (correlation_id.encode(), trace))
-    if proof is not None:
-        out.append(proof(head.method, target, forwarded))
-    if head.length == CHUNKED:
-        out.append(_CHUNKED_LINE)
-        out.extend([field[3] for field in head.fields if field[0] == TRAILER])
-    else:
-        out.extend([field[3] for field in head.fields if field[0] == CONTENT_LENGTH])
-    if head.expects_continue:
-        out.append(b"expect: 100-continue\r\n")
-    out.append(hops)
-    out.append(head.via)
-    out.append(_VIA[head.minor])
-    out.append(b"\r\n")
-    return b"".join(out)
+            lines += b"%b: %b\r\n" % (name, value)
+    return lines + certificate
 
 
 def certificate_lines(certificate: ClientCertificate | None) -> bytes:
@@ -142,9 +157,6 @@ def _told(head: RequestHead) -> dict[bytes, bytes]:
         if kind == FORWARDED:
             told[name] = told[name] + b", " + value if name in told else value
     return told
-
-
-_NOTHING_TOLD: Final[dict[bytes, bytes]] = {}
 
 
 def rounds(head: RequestHead) -> int:
@@ -184,27 +196,22 @@ def response_bytes(
     Without a length of its own the body goes on chunked to an HTTP/1.1 client, and ends with the
     connection (`keep` is false) for an HTTP/1.0 client.
     """
-    nominated = head.nominated - _CONNECTION_TOKENS
-    out = [
-        b"HTTP/1.1 %d %b\r\n" % (head.status, head.phrase),
-        *[field[3] for field in head.fields if not field[0] and field[1] not in nominated],
-    ]
-    if length in (CHUNKED, UNTIL_CLOSE):
+    lines = _onward(head)
+    if length < 0:
         if client_minor:
-            out.append(_CHUNKED_LINE)
+            lines.append(_CHUNKED_LINE)
             if trailers and length == CHUNKED:
-                out.extend([field[3] for field in head.fields if field[0] == TRAILER])
+                lines.extend([field[3] for field in head.fields if field[0] == TRAILER])
     elif head.status >= 200 and head.status != 204:
-        out.extend([field[3] for field in head.fields if field[0] == CONTENT_LENGTH])
+        lines.append(head.length_line)
     if not keep:
-        out.append(b"connection: close\r\n")
+        lines.append(b"connection: close\r\n")
     elif not client_minor:
-        out.append(b"connection: keep-alive\r\n")
-    out.append(
-        b"%b%b%bx-correlation-id: %b\r\n%b\r\n"
-        % (head.date, more, head.via, correlation_id.encode(), _VIA[head.minor])
+        lines.append(b"connection: keep-alive\r\n")
+    return b"HTTP/1.1 %d %b\r\n%b%b%b%bx-correlation-id: %b\r\n%b\r\n" % (
+        *(head.status, head.phrase, b"".join(lines), head.date, more, head.via),
+        *(correlation_id.encode(), _VIA[head.minor]),
     )
-    return b"".join(out)
 
 
 def switch_bytes(head: ResponseHead, correlation_id: str) -> bytes:

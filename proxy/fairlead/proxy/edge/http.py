@@ -163,14 +163,16 @@ class ClientConnection:
         self.phase = IDLE
         self.served = 0
         age_s = self.limits.http_connection_age_max_s
+        self.clock = trio.lowlevel.current_clock().current_time  # found once, not for each look at it
         self.retire_at = float("inf")
         if age_s:
             age_s *= 1 - AGE_JITTER * listener.world.random_unit()
-            self.retire_at = trio.current_time() + age_s
+            self.retire_at = self.clock() + age_s
         self._cut: Reject | None = None
         session.cut = self.cut
         # Of the current exchange:
         self.correlation_id = ""
+        self.method = b""
         self.keep = False
         self.has_body_pending = False  # a part of the request's body may still be under way
         self.has_started = False  # a byte of the final answer has gone out
@@ -204,7 +206,7 @@ class ClientConnection:
     def enter(self, phase: int, timeout_s: float) -> None:
         """Begin a wait for what `phase` says, with its deadline."""
         self.phase = phase
-        deadline = self.deadline = trio.current_time() + timeout_s
+        deadline = self.deadline = self.clock() + timeout_s
         if deadline < self.deadlines.next_at:
             self.deadlines.sooner(deadline)
 
@@ -223,7 +225,7 @@ class ClientConnection:
                 self.scope.cancel()
             else:  # One that has only just come may have a request under way.
                 idle_s = max(idle_s, 0 if self.served else _DRAIN_GRACE_S)
-                self.enter_until(IDLE, min(self.deadline, trio.current_time() + idle_s))
+                self.enter_until(IDLE, min(self.deadline, self.clock() + idle_s))
 
     async def _serve(self) -> None:
         limits = self.limits
@@ -232,6 +234,7 @@ class ClientConnection:
             self.enter(IDLE, timeout_s)
             self.session.state = SessionState.AUTHENTICATED
             self.correlation_id = ""
+            self.method = b""
             self.has_started, self.has_body_pending, self.keep = False, True, False
             head = await self._read_head()
             if head is None:
@@ -245,6 +248,7 @@ class ClientConnection:
                 return await self._linger()
             self.session.state = SessionState.PLAYING
             self.served += 1
+            self.method = head.method
             self.correlation_id = correlation_id_of(head.correlation_id, self.listener.world)
             self.has_body_pending = head.length != 0
             self.keep = (
@@ -256,7 +260,9 @@ class ClientConnection:
                 is_usual = head.method == b"GET" and head.target.startswith(b"/") and not head.via
                 if not is_usual and await self._answer_as_last(head):
                     pass
-                elif self.listener.local is None or not await self._answer_locally(self.listener.local, head):
+                elif (local := self.listener.local) is not None and local.takes(split_target(head.target)[0]):
+                    await self._answer_locally(local, head)
+                else:
                     await self.listener.forward(self, head)
             except Refused as refused:
                 await self.refuse(
@@ -314,7 +320,7 @@ class ClientConnection:
                 buffer = begun
             if buffer:
                 if self.phase == IDLE:
-                    self.began_at = trio.current_time()
+                    self.began_at = self.clock()
                 found = split_head(buffer, self.limits.http_head_bytes_max)
                 if isinstance(found, tuple):
                     head, self.client.buffer = found
@@ -364,11 +370,9 @@ class ClientConnection:
         await self._send_answer(Response(200, [("allow", _ALLOW)]), head.method)
         return True
 
-    async def _answer_locally(self, local: LocalRoutes, head: RequestHead) -> bool:
-        """Answer it here if it is ours to answer."""
+    async def _answer_locally(self, local: LocalRoutes, head: RequestHead) -> None:
+        """Answer what is ours to answer."""
         path, query = split_target(head.target)
-        if not local.takes(path):
-            return False
         whole = WholeBody(head.length, self.limits.http_local_body_bytes_max)
         if not whole.is_done:
             self.enter(BODY, self.limits.http_body_idle_timeout_s)
@@ -388,7 +392,6 @@ class ClientConnection:
         request = Request(method, path, query, headers, whole.take(), self.peer, self.correlation_id)
         self.deadline = float("inf")  # The handler minds its own deadlines.
         await self._send_answer(await local.handler(request), head.method)
-        return True
 
     async def refuse(
         self, reject: Reject, retry_after_s: float | None = None, status: int = 0, **fields: str
@@ -415,7 +418,7 @@ class ClientConnection:
         )
         if reject.reason is Reason.HTTP_UPGRADE_VERSION_UNSUPPORTED:
             response.headers.extend(_WEBSOCKET_ASKED)
-        await self._send_answer(response, b"GET")
+        await self._send_answer(response, self.method)
 
     async def _send_answer(self, response: Response, method: bytes) -> None:
         if response.stream is not None:
@@ -431,7 +434,7 @@ class ClientConnection:
         """Its line of the access log, unless it is one of many that went well."""
         if not self.listener.is_logged(self._reason):
             return
-        now, session = trio.current_time(), self.session
+        now, session = self.clock(), self.session
         bytes_in, bytes_out = self._bytes_before
         method = host = path = backend = ""
         if isinstance(head, RequestHead):
@@ -464,7 +467,7 @@ class ClientConnection:
         if traits(reject.reason).status < 500 and level == "warning":
             level = "info"
         if reject.reason in GATEWAY_FAILURES:
-            self.listener.connector.roster.failed(self.session.backend, reject.reason, trio.current_time())
+            self.listener.connector.roster.failed(self.session.backend, reject.reason, self.clock())
         self._reason = reject.reason.value
         self.listener.observer.refused(
             reject.reason,

@@ -26,7 +26,8 @@ class RetryBudget:
 
     def asked(self, requests: int = 1) -> None:
         """So many requests came in."""
-        self._by_share = min(self._saved_max, self._by_share + self._share * requests)
+        saved = self._by_share + self._share * requests
+        self._by_share = saved if saved < self._saved_max else self._saved_max
 
     def take(self, now: float) -> bool:
         """Whether one more may be asked again, and if so, that it is."""

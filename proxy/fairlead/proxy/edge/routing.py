@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from fairlead.protocol.buckets import BUCKETS
 from fairlead.protocol.reasons import Reason, Refused, Reject
 from fairlead.proxy.edge.asked import ANYTHING, Asked
 from fairlead.proxy.edge.health import Change, Health, Standing
 from fairlead.proxy.edge.routes import RouteTable
 from fairlead.proxy.edge.settings import Backend, HealthRules, RouteConfig, RoutingConfig, Sticky
-from fairlead.proxy.edge.sticky import BUCKETS, Cookies, bucket, by_address
+from fairlead.proxy.edge.sticky import Cookies, by_address, stands_at
 from fairlead.proxy.edge.strategies import Order, default_first, strategy_of
 
 __all__ = ["ANYTHING", "Asked", "Chance", "Choice", "Marks", "NodeState", "Router", "Shares"]
@@ -174,8 +175,12 @@ class Router:
         for target in (self._default, *self._targets.values()):
             for backend in target.backends:
                 self._health.standings.setdefault(backend.id, Standing(backend))
-        # Whether it matters what a client asks for: where it does not, nobody needs to look.
-        self.is_plain = not self._table.routes and self._default.sticky == "none"
+        self._is_plain = not self._table.routes and self._default.sticky == "none"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it does not matter what a client asks for, nor who asks: then nobody needs to look."""
+        return self._is_plain and self._shares("") is None
 
     def candidates(self, now: float, asked: Asked) -> Choice:
         """Where who asks for this is led. Raises Refused where it is led nowhere."""
@@ -188,7 +193,7 @@ class Router:
                 target = self._targets[route.config.id]
                 if target.deny_status:
                     raise Refused(Reason.ROUTE_DENIED, f"route {target.id}", status=target.deny_status)
-        if target.is_plain and not asked.bound:
+        if target.is_plain and not asked.bound and self._shares(target.id) is None:
             ordered = self._ordered(target.backends, now)
             return target.choice if ordered is target.backends else Choice(ordered)
         return self._chosen(target, now, asked)
@@ -227,10 +232,17 @@ class Router:
             if target.canary is None:
                 return None
             names, percent = frozenset(target.canary.backends), target.canary.percent
-            return bucket(subject, target.id.encode()) < percent * BUCKETS / 100, names
-        stands, below = bucket(subject, target.id.encode()), 0.0
+            return stands_at(subject, target.id) < percent * BUCKETS / 100, names
+        # What is given to backends that are not this route's, its own have: together they stand for one share.
+        own = {backend.id: given[backend.id] for backend in target.backends if backend.id in given}
+        held = sum(own.values())
+        if not own:
+            return None
+        scale = sum(given.values()) / held if held else 0.0
+        given = own
+        stands, below = stands_at(subject, target.id), 0.0
         for name, percent in sorted(given.items()):
-            below += percent * BUCKETS / 100
+            below += percent * scale * BUCKETS / 100
             if stands < below:
                 return True, frozenset((name,))
         return False, frozenset(given)
@@ -249,6 +261,8 @@ class Router:
         remembered: str = "",
     ) -> Sequence[Backend]:
         """Every backend, the best first."""
+        if len(backends) == 1:
+            return backends  # Well or not, it is the best there is.
         ranks = [self._rank(backend, now) for backend in backends]
         if not any(ranks):
             if order is default_first and not remembered:

@@ -16,20 +16,19 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
+from fairlead.protocol.buckets import bucket
 from fairlead.proxy.edge.settings import Backend
 
 COOKIE_NAME: Final = b"fairlead_backend"
-BUCKETS: Final = 100_000
 _SUBJECT_BYTES: Final = 12
 _TAG_BYTES: Final = 9
 _MAC_BYTES: Final = 12
 _VALUE_CHARS: Final = (_SUBJECT_BYTES + _TAG_BYTES + _MAC_BYTES) * 4 // 3
 
 
-def bucket(subject: bytes, salt: bytes) -> int:
-    """Where a subject stands among the BUCKETS of one share."""
-    digest = blake2b(subject, digest_size=8, key=salt[:64], person=b"fairlead-share").digest()
-    return int.from_bytes(digest, "big") % BUCKETS
+def stands_at(subject: bytes, route: str) -> int:
+    """Where a subject stands among the buckets of a route's share."""
+    return bucket(b"route:" + route.encode(), subject.hex())
 
 
 def by_address(peer: str, backends: Sequence[Backend]) -> list[Backend]:

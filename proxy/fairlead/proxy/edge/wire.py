@@ -9,6 +9,7 @@ cannot say what is there without waiting is never called quiet.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -29,13 +30,14 @@ _shared = memoryview(bytearray(SHARED_BYTES))
 class Wire:
     """A stream with its unread bytes."""
 
-    __slots__ = ("_nowait", "_sock", "buffer", "stream")
+    __slots__ = ("_nowait", "_poll", "_sock", "buffer", "stream")
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self._sock = stream.socket if isinstance(stream, SocketStream) else None
         # Of streams over streams (TLS): what is there now; None: nothing; b"": the end.
         self._nowait: Callable[[], bytes | None] | None = getattr(stream, "receive_nowait", None)
+        self._poll: select.poll | None = None  # of whoever asks whether it is quiet
         self.buffer = b""
 
     async def receive(self) -> bytes:
@@ -102,13 +104,12 @@ class Wire:
                 return self._nowait is not None and self._nowait() is None
             except trio.BrokenResourceError:
                 return False
-        try:
-            self._sock.recv(1)
-        except BlockingIOError:
-            return True
-        except OSError:
+        if self._sock.fileno() == -1:
             return False
-        return False  # end of file, or bytes nobody asked for
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN | select.POLLRDHUP)
+        return not self._poll.poll(0)  # else bytes nobody asked for, end of file, or an error
 
     def is_gone(self) -> bool:
         """Whether the peer has ended its side, with nothing left to read. Takes nothing away."""

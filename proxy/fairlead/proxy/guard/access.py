@@ -4,7 +4,7 @@ The last of the guards: authentication says who calls, this says what they may. 
 every endpoint of its table, and by the dispatch surface for the permission that a command names.
 
 A caller without scopes of its own may do what its roles allow. One with scopes has only those, and of them only what
-its roles allow: a scope never widens a role. Beside the five scopes stand permissions of commands (`kick.players`, and
+its roles allow: a scope never widens a role. Beside the six scopes stand permissions of commands (`kick.players`, and
 `kick.*` for all that begin with `kick.`).
 
 Invariants: a role that is not in the table allows nothing; nobody is given more than who gives it has.
@@ -30,6 +30,7 @@ class Scope(enum.StrEnum):
     SIGNED = "signed"  # a worker's signature over the body, which the endpoint itself verifies
     READ = "read"
     DISPATCH = "dispatch"
+    REPLAY = "replay"  # dead letters, within the guards; operate includes it
     OPERATE = "operate"
     APPROVE = "approve"
     ADMIN = "admin"
@@ -38,9 +39,10 @@ class Scope(enum.StrEnum):
 ROLES: Final = ("viewer", "operator", "admin")
 ALLOWED: Final = {
     "viewer": frozenset({Scope.READ}),
-    "operator": frozenset({Scope.READ, Scope.DISPATCH, Scope.OPERATE, Scope.APPROVE}),
-    "admin": frozenset({Scope.READ, Scope.DISPATCH, Scope.OPERATE, Scope.APPROVE, Scope.ADMIN}),
+    "operator": frozenset({Scope.READ, Scope.DISPATCH, Scope.REPLAY, Scope.OPERATE, Scope.APPROVE}),
+    "admin": frozenset({Scope.READ, Scope.DISPATCH, Scope.REPLAY, Scope.OPERATE, Scope.APPROVE, Scope.ADMIN}),
 }
+_INCLUDED_IN: Final = {Scope.REPLAY: Scope.OPERATE.value}  # so that no key that had operate loses anything
 GIVEN_SCOPES: Final = tuple(scope.value for scope in Scope if scope not in (Scope.OPEN, Scope.SIGNED))
 # A permission of a command: words joined by dots, the last of which may be a star. A star never stands alone.
 _PERMISSION: Final = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*(\.\*)?")
@@ -59,7 +61,9 @@ def allowed(roles: Iterable[str]) -> frozenset[Scope]:
 
 def may(caller: Identity, scope: Scope) -> bool:
     """Whether the caller has a scope."""
-    return scope in allowed(caller.roles) and (not caller.scopes or scope.value in caller.scopes)
+    if scope not in allowed(caller.roles):
+        return False
+    return not caller.scopes or scope.value in caller.scopes or _INCLUDED_IN.get(scope, "") in caller.scopes
 
 
 def require(caller: Identity, scope: Scope) -> None:

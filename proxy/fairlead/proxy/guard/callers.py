@@ -45,10 +45,13 @@ class TokenIssuer:
 
 @dataclass(frozen=True, slots=True)
 class SignedCallers:
-    """Whose signatures are believed: the secrets of the dispatch surface, and how far their clocks may be off."""
+    """Whose signatures are believed: the secrets of the dispatch surface, and how far their clocks may be off; and what
+    somebody may do who has such a secret and nothing else: on what they submitted themselves, and never more than an
+    operator."""
 
     keys: Sequence[SigningKey] = ()
     skew_ms_max: int = 0
+    scopes: tuple[str, ...] = ("dispatch", "read", "replay")
 
 
 class Callers:
@@ -135,7 +138,7 @@ class Callers:
         if isinstance(judged, Reject):
             return judged
         name = f"signature:{judged.key_id}"
-        return Identity(name, "service", ("operator",), ("dispatch", "read"), auth=name, reads="self")
+        return Identity(name, "service", ("operator",), self._signed.scopes, auth=name, reads="self")
 
     def judge_signature(self, request: Request, signatures: Sequence[str]) -> Signed | Reject:
         """What the signature of a request says, or why it is not believed."""

@@ -61,6 +61,8 @@ class Surface(Protocol):
     def public(self) -> bool: ...
     @property
     def fleet(self) -> bool: ...
+    @property
+    def urgent(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ class Chain:
             admitted.headers = self._rollout.told(_proven(caller), request.peer_host)
         reads = surface.method in ("GET", "HEAD")
         if not surface.public:
-            admitted.headers = await self.rates.count(caller.principal, request.peer_host, in_store=not reads)
+            in_store = not (reads or surface.urgent)
+            admitted.headers = await self.rates.count(caller.principal, request.peer_host, in_store=in_store)
         access.require(caller, surface.scope)
         if surface.fleet:
             check_fleet(caller, reading=reads)

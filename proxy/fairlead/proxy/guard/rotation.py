@@ -31,7 +31,7 @@ SHOWN_MAX: Final = 20
 class Kind(enum.StrEnum):
     """Which secret."""
 
-    PROXY = "proxy"  # the control channel, seals and checkpoints of the audit trail are derived from it
+    PROXY = "proxy"  # the control channel, proofs of proxy, seals and the audit trail's checkpoints are derived from it
     TRUST = "trust"
     HMAC = "hmac"
     JWT = "jwt"

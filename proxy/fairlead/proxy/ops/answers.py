@@ -12,33 +12,33 @@ from typing import Any
 import msgspec
 
 
-class _Answer(msgspec.Struct, forbid_unknown_fields=True):
+class Answer(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
 
-class Check(_Answer):
+class Check(Answer):
     state: str
     since: int
     reason: str
     detail: str
 
 
-class HealthReport(_Answer):
+class HealthReport(Answer):
     status: str
     checks: dict[str, Check]
 
 
-class Alive(_Answer):
+class Alive(Answer):
     status: str
 
 
-class Probe(_Answer):
+class Probe(Answer):
     ok: bool
     ms: float
     detail: str = ""
 
 
-class ProbeReport(_Answer):
+class ProbeReport(Answer):
     status: str
     store: Probe
     disk: Probe
@@ -51,13 +51,13 @@ class RecentRefusal(msgspec.Struct):
     detail: str = ""
 
 
-class Observed(_Answer):
+class Observed(Answer):
     since_start: dict[str, dict[str, int]]
     last_5_minutes: dict[str, dict[str, int]]
     last_hour: dict[str, dict[str, int]]
 
 
-class ReasonCounts(_Answer):
+class ReasonCounts(Answer):
     """Family, then reason, then how often."""
 
     since_start: dict[str, dict[str, int]]
@@ -67,6 +67,14 @@ class ReasonCounts(_Answer):
     recent: list[RecentRefusal]
 
 
+class ClientsOfNode(Answer):
+    """Requests and sessions under way on a node's backends; drained: it is draining and none is left."""
+
+    live: int
+    drained: bool
+    deadline_in_ms: int | None
+
+
 class Node(msgspec.Struct):
     id: str
     state: str
@@ -74,12 +82,14 @@ class Node(msgspec.Struct):
     key: str
     paused: bool
     draining: bool
+    drained: bool
+    clients: ClientsOfNode
     registry: dict[str, Any]
     offers: list[str]
     rejects: dict[str, Any]
 
 
-class Nodes(_Answer):
+class Nodes(Answer):
     nodes: list[Node]
 
 
@@ -93,7 +103,7 @@ class Application(msgspec.Struct):
     linked_at_ms: int
 
 
-class Applications(_Answer):
+class Applications(Answer):
     clients: list[Application]
 
 
@@ -101,6 +111,7 @@ class Status(msgspec.Struct):
     """Everything at a glance."""
 
     software: str
+    artifact: dict[str, Any]
     proxy_id: str
     environment: str
     uptime_s: int
@@ -112,17 +123,27 @@ class Status(msgspec.Struct):
     callers: dict[str, Any]
     guards: dict[str, Any]
     dispatch: dict[str, Any]
+    steering: dict[str, Any]
+    alerts: dict[str, Any]
     seals: dict[str, Any]
     rejects: dict[str, dict[str, int]]
     recent_rejects: list[RecentRefusal]
 
 
-class KeyEpoch(_Answer):
+class KeyEpoch(Answer):
     id: str
     key_epoch: int
 
 
-class Parameter(_Answer):
+class MessagingRestarted(Answer):
+    """How many links ended, to be opened anew."""
+
+    proxy: str
+    nodes: int
+    clients: int
+
+
+class Parameter(Answer):
     name: str
     type: str
     required: bool
@@ -132,7 +153,7 @@ class Parameter(_Answer):
     secret: bool
 
 
-class Command(_Answer):
+class Command(Answer):
     name: str
     version: int
     aliases: list[str]
@@ -149,7 +170,7 @@ class Command(_Answer):
     parameters: list[Parameter]
 
 
-class Commands(_Answer):
+class Commands(Answer):
     fleet_id: str
     epoch: int
     generation: int
@@ -157,16 +178,68 @@ class Commands(_Answer):
     commands: list[Command]
 
 
-class CommandRemoved(_Answer):
+class Reloaded(Answer):
+    """Keys that differed: those that hold now, and those that need a restart."""
+
+    applied: list[str]
+    waiting: list[str]
+
+
+class CommandRemoved(Answer):
     removed: str
     generation: int
 
 
-class Sessions(_Answer):
-    sessions: list[dict[str, Any]]
+class Transfer(Answer):
+    """202 while it is under way, 200 once it is over."""
+
+    transfer_id: str
+    session: str
+    kind: str
+    player: str
+    source: str = msgspec.field(name="from")
+    to: str
+    by: str
+    why: str
+    state: str
+    new_session: str
+    reason: str
+    detail: str
+    began_at_ms: int
+    ms: dict[str, int]
 
 
-class Accepted(_Answer):
+class Session(Answer):
+    id: str
+    kind: str
+    listener: str
+    peer: str
+    since_ms: int
+    state: str
+    backend: str
+    node: str
+    bound: str
+    route: str
+    player_name: str
+    player_uuid: str
+    protocol: int
+    previous_session: str
+    transfer_id: str
+    bytes_in: int
+    bytes_out: int
+
+
+class SessionWithTransfer(Session):
+    transfer: dict[str, Any] | None
+
+
+class Sessions(Answer):
+    sessions: list[Session]
+    total: int
+    next: str
+
+
+class Accepted(Answer):
     """202 tells of the acceptance; 200, where `Prefer: wait` was sent, of the end."""
 
     run_id: str
@@ -182,7 +255,7 @@ class Accepted(_Answer):
     expires_at_ms: int = 0
 
 
-class BatchItem(_Answer):
+class BatchItem(Answer):
     """Accepted, ended or refused, each by itself."""
 
     status: str
@@ -198,11 +271,11 @@ class BatchItem(_Answer):
     expires_at_ms: int = 0
 
 
-class BatchAnswer(_Answer):
+class BatchAnswer(Answer):
     items: list[BatchItem]
 
 
-class RunSummary(_Answer):
+class RunSummary(Answer):
     run_id: str
     root_id: str
     retry_of_run_id: str
@@ -240,11 +313,11 @@ class Run(RunSummary):
     children: list[dict[str, Any]] = []
 
 
-class Runs(_Answer):
+class Runs(Answer):
     runs: list[RunSummary]
 
 
-class Retried(_Answer):
+class Retried(Answer):
     run_id: str
     status: str
     retry_of_run_id: str
@@ -253,139 +326,14 @@ class Retried(_Answer):
     expires_at_ms: int = 0
 
 
-class Cancelled(_Answer):
+class Cancelled(Answer):
     run_id: str
     status: str
     told: list[str]
     cancelled: list[str]
 
 
-class DeadLetter(_Answer):
-    id: str
-    root_id: str
-    run_id: str
-    tenant: str
-    command: str
-    node_id: str
-    target: str
-    effect: str
-    state: str
-    outcome: str
-    reason: str
-    detail: str
-    transient: bool
-    fingerprint: str
-    replay_count: int
-    first_failed_at_ms: int
-    last_failed_at_ms: int
-    last_replay_at_ms: int
-    replay_id: str
-    replay_run_id: str
-    requested_at_ms: int
-    requested_by: str
-    forced: bool
-    deferred_reason: str
-    changed_at_ms: int
-
-
-class DeadLetterWithRuns(DeadLetter):
-    runs: list[Run]
-
-
-class DeadLetterGroup(_Answer):
-    fingerprint: str
-    command: str
-    reason: str
-    example: str
-    count: int
-    first_failed_at_ms: int
-    last_failed_at_ms: int
-
-
-class DeadLetters(_Answer):
-    """`groups` instead of `records` where groups were asked for."""
-
-    stats: dict[str, int]
-    records: list[DeadLetter] = []
-    groups: list[DeadLetterGroup] = []
-
-
-class Replay(_Answer):
-    id: str
-    tenant: str
-    key: str
-    status: str
-    requested_by: str
-    why: str
-    plan_hash: str
-    forced: bool
-    total: int
-    started: int
-    succeeded: int
-    failed: int
-    skipped: int
-    stage: int
-    created_at_ms: int
-    finished_at_ms: int | None
-    holds: bool
-    approval_id: str
-
-
-class ReplayWorker(_Answer):
-    enabled: bool
-    state: str
-    reason: str
-    why: str
-    lastTurnAtMs: int | None
-    totalClaimed: int
-    totalSucceeded: int
-    totalFailed: int
-    totalGuardrailSkipped: int
-    totalStopped: int
-    skippedByReason: dict[str, int]
-    controls: dict[str, Any]
-    replays: list[Replay]
-
-
-class ReplayVerdict(_Answer):
-    id: str
-    tenant: str
-    command: str
-    failed_by: str
-    verdict: str
-    reason: str = ""
-    action: str = ""
-
-
-class ReplayPlanned(_Answer):
-    """Of a dry run."""
-
-    dryRun: bool
-    plan_hash: str
-    needs_approval: bool
-    force: bool
-    matched: int
-    more_match: bool
-    would_run: int
-    would_skip: int
-    worker_enabled: bool
-    budget: dict[str, dict[str, int]]
-    verdicts: list[ReplayVerdict]
-    payload: dict[str, Any] = {}
-
-
-class ReplayAsked(_Answer):
-    status: str
-    idempotent: bool
-    replay: Replay
-    worker_enabled: bool
-    skipped: list[ReplayVerdict] = []
-    approval_id: str = ""
-    plan_hash: str = ""
-    expires_at_ms: int = 0
-
-
-class AuditRow(_Answer):
+class AuditRow(Answer):
     id: int
     seq: int
     action: str
@@ -406,11 +354,11 @@ class AuditRow(_Answer):
     detail: Any
 
 
-class AuditTrail(_Answer):
+class AuditTrail(Answer):
     events: list[AuditRow]
 
 
-class Budget(_Answer):
+class Budget(Answer):
     tenant: str
     daily_limit: int | None
     monthly_limit: int | None
@@ -419,11 +367,11 @@ class Budget(_Answer):
     holds: bool
 
 
-class Budgets(_Answer):
+class Budgets(Answer):
     budgets: list[Budget]
 
 
-class Agent(_Answer):
+class Agent(Answer):
     tenant: str
     paused: bool
     draining: bool
@@ -431,20 +379,20 @@ class Agent(_Answer):
     changed_by: str
 
 
-class Agents(_Answer):
+class Agents(Answer):
     agents: list[Agent]
 
 
-class Cleared(_Answer):
+class Cleared(Answer):
     cleared: int
 
 
-class Pruned(_Answer):
+class Pruned(Answer):
     applied: bool
     expired: int
 
 
-class Vote(_Answer):
+class Vote(Answer):
     principal: str
     decision: str
     at_ms: int
@@ -452,7 +400,7 @@ class Vote(_Answer):
     holds: bool
 
 
-class Approval(_Answer):
+class Approval(Answer):
     id: str
     kind: str
     subject_id: str
@@ -476,11 +424,11 @@ class ApprovalWithPlan(Approval):
     executes: dict[str, Any]
 
 
-class Approvals(_Answer):
+class Approvals(Answer):
     approvals: list[Approval]
 
 
-class OperatorKey(_Answer):
+class OperatorKey(Answer):
     id: str
     role: str
     scopes: list[str]
@@ -501,11 +449,11 @@ class NewOperatorKey(OperatorKey):
     key: str
 
 
-class OperatorKeys(_Answer):
+class OperatorKeys(Answer):
     keys: list[OperatorKey]
 
 
-class SecretStanding(_Answer):
+class SecretStanding(Answer):
     """How the rotation of one kind of secret stands."""
 
     kind: str
@@ -518,21 +466,21 @@ class SecretStanding(_Answer):
     last_used_at_ms: dict[str, dict[str, int]]
 
 
-class SecretStandings(_Answer):
+class SecretStandings(Answer):
     secrets: list[SecretStanding]
 
 
-class SecretReleased(_Answer):
+class SecretReleased(Answer):
     kind: str
     released: str
     stranded: list[str]
 
 
-class CallbackTaken(_Answer):
+class CallbackTaken(Answer):
     run_id: str
     idempotent: bool
     verdict: str
 
 
-class CallbacksReplayed(_Answer):
+class CallbacksReplayed(Answer):
     replayed: int

@@ -64,6 +64,9 @@ class Checks:
         return {
             "listeners": self.listeners,
             "store": self.store,
+            "workers": self.workers,
+            "certificates": self.certificates,
+            "pins": self.pins,
             "messaging": self.messaging,
             "nodes": self.nodes,
             "registry": self.registry,
@@ -88,6 +91,30 @@ class Checks:
             return Finding(
                 CheckState.FAIL, Reason.CONNECTION_LIMIT.value, f"not listening: {', '.join(down)}"
             )
+        return OK
+
+    def workers(self) -> Finding:
+        """One that ended and is not there again yet: the others serve its share."""
+        missing = self._edge.crew.missing() if self._edge.crew is not None else []
+        if missing:
+            return Finding(
+                CheckState.WARN, Reason.EDGE_WORKER_LOST.value, f"not serving: {', '.join(missing)}"
+            )
+        return OK
+
+    def certificates(self) -> Finding:
+        """One that runs out, or that has been put in its place and cannot be used."""
+        notes = self._edge.certificates.notes()
+        if notes:
+            return Finding(CheckState.WARN, notes[0].reason, "; ".join(each.detail for each in notes[:10]))
+        return OK
+
+    def pins(self) -> Finding:
+        """A backend that shows another certificate than the one it is known by."""
+        waiting = self._edge.upstream_tls.waiting()
+        if waiting:
+            detail = f"show another certificate: {', '.join(waiting[:10])}; see `fairlead ctl pins list`"
+            return Finding(CheckState.WARN, Reason.BACKEND_CERTIFICATE_CHANGED.value, detail)
         return OK
 
     def store(self) -> Finding:

@@ -12,8 +12,11 @@ from typing import Any, Final
 
 from fairlead.protocol.reasons import Family, Reason, of_family
 from fairlead.proxy.guard.access import Scope
-from fairlead.proxy.ops import answers
+from fairlead.proxy.ops import answers, replay_answers
+from fairlead.proxy.ops import steering_answers as steering
+from fairlead.proxy.ops import telemetry_answers as telemetry
 from fairlead.proxy.ops.endpoints import Endpoint
+from fairlead.proxy.ops.pins_api import BackendPins
 
 _R = Reason
 _WHO: Final = (
@@ -28,13 +31,16 @@ _WHO: Final = (
 ANYWHERE: Final = tuple(
     each
     for each in (*of_family(Family.EDGE), _R.ROUTE_UNKNOWN, _R.METHOD_NOT_ALLOWED, _R.INTERNAL_ERROR)
-    if not each.name.startswith(("BACKEND_", "ROUTING_", "RELAY_", "CLIENT_"))
+    if not each.name.startswith(("BACKEND_", "ROUTING_", "RELAY_", "CLIENT_", "TLS_"))
 )
 _BODY: Final = (_R.BODY_MALFORMED,)
-_SUBMITS: Final = (_R.DISPATCH_KILL_SWITCH, _R.DISPATCH_DRAINING, _R.QUEUE_FULL, _R.TENANT_DRAINING)
+_SUBMITS: Final = (
+    _R.DISPATCH_KILL_SWITCH, _R.DISPATCH_DISABLED, _R.DISPATCH_DRAINING, _R.QUEUE_FULL, _R.TENANT_DRAINING,
+)  # fmt: skip
 _ITEM: Final = (
     _R.BODY_MALFORMED, _R.BODY_TOO_LARGE, _R.COMMAND_UNKNOWN, _R.ARGUMENTS_INVALID, _R.TARGET_UNKNOWN,
-    _R.TARGET_INVALID, _R.DEADLINE_INVALID, _R.SCHEDULE_INVALID, _R.IDEMPOTENCY_KEY_INVALID,
+    _R.TARGET_INVALID, _R.SESSION_UNKNOWN, _R.PLAYER_NOT_READY, _R.PLAYER_ONLY,
+    _R.DEADLINE_INVALID, _R.SCHEDULE_INVALID, _R.IDEMPOTENCY_KEY_INVALID,
     _R.IDEMPOTENCY_KEY_REUSED, _R.CALLBACK_URL_REFUSED, _R.PERMISSION_DENIED, _R.SECURITY_TENANT_MISMATCH,
 )  # fmt: skip
 _READS: Final = (_R.SECURITY_READ_TENANT_MISMATCH,)
@@ -71,6 +77,7 @@ def _ok(kind: Any, *reasons: Reason, example: Any = None, query: str = "") -> An
 
 _NODE: Final = {
     "id": NODE, "state": "ONLINE", "connected": True, "key": "current", "paused": False, "draining": False,
+    "drained": False, "clients": {"live": 3, "drained": False, "deadline_in_ms": None},
     "registry": {"desired": 7, "acked": 7, "synchronized": True}, "offers": ["demo:add"], "rejects": {},
 }  # fmt: skip
 _HEALTH: Final = {
@@ -81,6 +88,10 @@ _KEY: Final = {
     "id": "11bdfb90f5889051", "role": "operator", "scopes": [], "tenant": "", "read_scope": "any",
     "subject_type": "service", "note": "for the pipeline", "created_at_ms": _AT, "created_by": "ops-key:a0919293",
     "expires_at_ms": _AT + 7_776_000_000, "revoked_at_ms": None, "last_used_at_ms": None,
+}  # fmt: skip
+_PIN: Final = {
+    "backend": NODE, "trust": "tofu", "sha256": "9b1f4c9f8d5a6f2de5a1e7c9d5b3f1a08b1f4c9f8d5a6f2de5a1e7c9d5b3f1a0",
+    "since_ms": _AT, "accepted_by": "", "waiting_sha256": "", "waiting_since_ms": None,
 }  # fmt: skip
 _SECRET: Final = {
     "kind": "hmac", "current": "f2b8119f0bd3a4c7", "previous": "5ad3c0a1b2e4f608", "previous_expires_at_ms": 0,
@@ -94,16 +105,51 @@ _APPROVAL: Final = {
     "requested_at_ms": _AT, "needed": 1, "expires_at_ms": _AT + 3_600_000, "status": "PENDING", "decided_at_ms": None,
     "detail": {}, "correlation_id": "c-1", "votes": [], "holds": True, "approved": 0,
 }  # fmt: skip
+_SESSION: Final = {
+    "id": f"5ad3c0a1.{RUN}", "kind": "minecraft", "listener": "game", "peer": "203.0.113.7", "since_ms": _AT,
+    "state": "PLAYING", "backend": NODE, "node": NODE, "bound": "", "route": "", "player_name": "ada",
+    "player_uuid": "",
+    "protocol": 766, "previous_session": "", "transfer_id": "", "bytes_in": 1024, "bytes_out": 4096,
+}  # fmt: skip
 _BUDGETS: Final = {"budgets": [{
     "tenant": "acme", "daily_limit": 100, "monthly_limit": 2000, "daily_used": 3, "monthly_used": 41, "holds": True,
 }]}  # fmt: skip
 _AGENTS: Final = {"agents": [
     {"tenant": "*", "paused": False, "draining": False, "changed_at_ms": 0, "changed_by": ""},
 ]}  # fmt: skip
+_SWITCH: Final = {
+    "on": True, "epoch": _AT, "sources": ["store"],
+    "said": {"store": {"on": True, "at_ms": _AT, "by": "key:11bdfb90f5889051", "why": "INC-42"}},
+    "reach": {"nodes": {NODE: 1.8}, "missing": []}, "not_imported": 0, "problems": [],
+}  # fmt: skip
+_COHORT: Final = {"mode": "canary", "percent": 10, "allowlist": [], "denylist": []}
+_HARDENING: Final = {
+    "current": _COHORT, "configured": {**_COHORT, "percent": 100}, "overridden": _COHORT,
+    "said": {"by": "key:11bdfb90f5889051", "at_ms": _AT, "why": "INC-42", "holds": True}, "staged_percent": None,
+}  # fmt: skip
+_FLAGS: Final = {"whole": True, "flags": [{
+    "key": "outbox.enabled", "enabled": True, "rollout_percentage": 10, "subject": "tenant", "owner": "fairlead",
+    "description": "", "expires_at_ms": 0, "expired": False, "changed_at_ms": _AT,
+    "changed_by": "key:11bdfb90f5889051", "holds": True,
+    "tenants": [{"tenant": "acme", "enabled": False, "expires_at_ms": 0, "expired": False, "changed_at_ms": _AT,
+                 "changed_by": "key:11bdfb90f5889051"}],
+}]}  # fmt: skip
+_PLAN: Final = {
+    "name": "lobby 2", "kind": "node_version", "version": "2", "gates": ["health"],
+    "steps": [{"percent": 10, "hold_s": 300}, {"percent": 100, "hold_s": 300}],
+}  # fmt: skip
+_ROLLOUT: Final = {
+    "id": RUN, "name": "lobby 2", "kind": "node_version", "subject": "node_version", "state": "running", "step": 0,
+    "steps": 2, "percent": 10, "since_ms": _AT, "why": "started", "by": "key:11bdfb90f5889051", "verdict": "unknown",
+    "finding": "12 of 50 samples", "created_at_ms": _AT, "created_by": "key:11bdfb90f5889051", "changed_at_ms": _AT,
+    "canary": {"total": 12, "failures": 0, "p95_ms": 3.1}, "control": {"total": 109, "failures": 1, "p95_ms": 2.9},
+    "holds": True, "plan": _PLAN, "history": [],
+}  # fmt: skip
 _COUNTED: Final = {"security": {"security_replay_detected": 1}}
 
 _node = _ok(answers.Node, _R.NODE_UNKNOWN, example=_NODE)
 _acts_on_node = Answers({200: answers.Node}, (_R.NODE_UNKNOWN,), _NODE)
+_rollout = _ok(steering.RolloutRow, _R.ROLLOUT_UNKNOWN, _R.ROLLOUT_CONFLICT, example=_ROLLOUT)
 _vote = _ok(answers.Approval, *_VOTES, example=_APPROVAL)
 
 CONTRACT: Final[dict[str, Answers]] = {
@@ -123,11 +169,16 @@ CONTRACT: Final[dict[str, Answers]] = {
     "openapi": _ok(dict[str, Any]),
     "nodes": _ok(answers.Nodes, example={"nodes": [_NODE]}),
     "node": _node,
-    "node_drain": _acts_on_node,
+    "node_drain": Answers({200: answers.Node}, (_R.NODE_UNKNOWN, _R.QUERY_INVALID), _NODE, ("deadline_s",)),
     "node_undrain": _acts_on_node,
     "node_pause": _acts_on_node,
     "node_resume": _acts_on_node,
     "node_resync": Answers({202: answers.Node}, (_R.NODE_UNKNOWN, _R.NODE_NOT_CONNECTED), _NODE),
+    "node_restart_bridge": Answers({202: answers.Node}, (_R.NODE_UNKNOWN, _R.NODE_NOT_CONNECTED), _NODE),
+    "messaging_restart": _ok(
+        answers.MessagingRestarted, _R.NODE_UNKNOWN, _R.NODE_NOT_CONNECTED,
+        example={"proxy": "proxy", "nodes": 2, "clients": 0},
+    ),
     "node_revoke": _ok(
         answers.KeyEpoch, _R.NODE_UNKNOWN, _R.SECURITY_SEAL_INVALID,
         example={"id": NODE, "key_epoch": 1},
@@ -141,7 +192,21 @@ CONTRACT: Final[dict[str, Answers]] = {
     "command_remove": _ok(
         answers.CommandRemoved, _R.COMMAND_UNKNOWN, example={"removed": "demo:add", "generation": 8}
     ),
-    "sessions": _ok(answers.Sessions, example={"sessions": []}),
+    "sessions": _ok(
+        answers.Sessions, _R.QUERY_INVALID, example={"sessions": [_SESSION], "total": 1, "next": ""},
+        query="node backend kind state player address after limit",
+    ),
+    "session": _ok(answers.SessionWithTransfer, _R.SESSION_UNKNOWN, example={**_SESSION, "transfer": None}),
+    "session_transfer": Answers(
+        {202: answers.Transfer, 200: answers.Transfer},
+        (_R.BODY_MALFORMED, _R.SESSION_UNKNOWN, _R.CONTROL_PLANE_UNAVAILABLE, _R.PLAYER_NOT_READY,
+         _R.BACKEND_NOT_FOUND, _R.ALREADY_CONNECTED, _R.BACKEND_UNAVAILABLE, _R.BACKEND_STATUS_UNKNOWN,
+         _R.BACKEND_VERSION_MISMATCH, _R.TRANSFER_UNSUPPORTED, _R.TRANSFER_LIMIT, _R.REQUEST_SEND_FAILED,
+         _R.REFERRAL_REJECTED, _R.TRANSFER_TIMEOUT),
+        {"transfer_id": RUN, "session": _SESSION["id"], "kind": "minecraft", "player": "ada", "from": NODE,
+         "to": "lobby-2", "by": "key:11bdfb90f5889051", "why": "", "state": "ASKED", "new_session": "",
+         "reason": "", "detail": "", "began_at_ms": _AT, "ms": {}},
+    ),
     "dispatch": Answers(
         {202: answers.Accepted, 200: answers.Accepted}, (*_ITEM, *_SUBMITS),
         {"run_id": RUN, "status": "PENDING", "replayed": False},
@@ -168,13 +233,13 @@ CONTRACT: Final[dict[str, Answers]] = {
         {"run_id": RUN, "status": "CANCELLED", "told": [], "cancelled": [RUN]},
     ),
     "dlq": _ok(
-        answers.DeadLetters, _R.QUERY_INVALID, *_READS, example={"stats": {"queued": 0}, "records": []},
+        replay_answers.DeadLetters, _R.QUERY_INVALID, *_READS, example={"stats": {"queued": 0}, "records": []},
         query="state tenant command node reason fingerprint transient groups limit",
     ),
-    "dlq_worker": _ok(answers.ReplayWorker),
-    "dlq_record": _ok(answers.DeadLetterWithRuns, _R.DLQ_RECORD_UNKNOWN, _R.RUN_NOT_OWNED, *_READS),
+    "dlq_worker": _ok(replay_answers.ReplayWorker),
+    "dlq_record": _ok(replay_answers.DeadLetterWithRuns, _R.DLQ_RECORD_UNKNOWN, _R.RUN_NOT_OWNED, *_READS),
     "dlq_replay": Answers(
-        {202: answers.ReplayAsked, 200: (answers.ReplayPlanned, answers.ReplayAsked)},
+        {202: replay_answers.ReplayAsked, 200: (replay_answers.ReplayPlanned, replay_answers.ReplayAsked)},
         (_R.BODY_MALFORMED, _R.BATCH_TOO_LARGE, _R.DLQ_RECORD_UNKNOWN, _R.DLQ_NOT_QUEUED, _R.DLQ_PLAN_CHANGED,
          _R.DLQ_FORCE_FORBIDDEN, _R.DLQ_REPLAY_EMPTY, _R.IDEMPOTENCY_KEY_INVALID, _R.IDEMPOTENCY_KEY_REUSED,
          _R.REPLAY_RATE_LIMITED, _R.PERMISSION_DENIED, *_ACTS),
@@ -185,6 +250,35 @@ CONTRACT: Final[dict[str, Answers]] = {
     "budgets_save": _ok(answers.Budgets, *_BODY, *_ACTS, *_READS, example=_BUDGETS),
     "agents": _ok(answers.Agents, *_READS, example=_AGENTS),
     "agents_save": _ok(answers.Agents, *_BODY, *_ACTS, *_READS, example=_AGENTS),
+    "slo": _ok(telemetry.SloSnapshot),
+    "metrics_series": Answers(
+        {200: (telemetry.SeriesOfMetric, telemetry.SampledMetrics)}, (_R.QUERY_INVALID, _R.STORE_UNAVAILABLE), None,
+        ("metric", "window", "step", "name", "tenant", "version"),
+    ),
+    "ops_metrics": _ok(telemetry.OpsMetrics),
+    "alerts": _ok(telemetry.Alerts),
+    "alert_silence": _ok(telemetry.Alerts, *_BODY),
+    "alert_unsilence": _ok(
+        telemetry.SilenceRemoved, example={"removed": True, "rule": "alert_denial_spike"}
+    ),
+    "alert_test": _ok(telemetry.AlertTested, example={
+        "event_id": f"alert-alert_test-fired-{_AT}", "console": True, "webhook": True, "told": True,
+    }),
+    "kill_switch": _ok(steering.KillSwitchState, example=_SWITCH),
+    "kill_switch_save": _ok(steering.KillSwitchState, *_BODY, _R.STORE_UNAVAILABLE, example=_SWITCH),
+    "dispatch_rollout": _ok(
+        steering.DispatchRolloutState, _R.QUERY_INVALID, example=_HARDENING, query="subject"
+    ),
+    "dispatch_rollout_save": _ok(steering.DispatchRolloutState, *_BODY, example=_HARDENING),
+    "rollouts": _ok(steering.RolloutRows, example={"rollouts": [_ROLLOUT], "distrusted": []}),
+    "rollout": _ok(steering.RolloutRow, _R.ROLLOUT_UNKNOWN, example=_ROLLOUT),
+    "rollout_start": Answers({201: steering.RolloutRow}, (*_BODY, _R.ROLLOUT_CONFLICT), _ROLLOUT),
+    "rollout_promote": _rollout, "rollout_abort": _rollout, "rollout_pause": _rollout, "rollout_resume": _rollout,
+    "flags": _ok(steering.FlagRows, example=_FLAGS, query="tenant principal"),
+    "flags_save": _ok(steering.FlagRows, *_BODY, _R.FLAG_UNKNOWN, example=_FLAGS),
+    "flag_delete": Answers(
+        {200: steering.FlagRows}, (_R.BODY_MALFORMED, _R.FLAG_UNKNOWN), _FLAGS, ("tenant",)
+    ),
     "rate_limits_clear": _ok(answers.Cleared, *_BODY, example={"cleared": 2}),
     "replay_guards_prune": _ok(
         answers.Pruned, _R.QUERY_INVALID, example={"applied": True, "expired": 120}, query="apply"
@@ -205,7 +299,14 @@ CONTRACT: Final[dict[str, Answers]] = {
     "operator_key_revoke": _ok(
         answers.OperatorKey, _R.OPERATOR_KEY_UNKNOWN, example={**_KEY, "revoked_at_ms": _AT + 1}
     ),
+    "backend_pins": _ok(BackendPins, example={"pins": [_PIN]}),
+    "backend_pin_accept": _ok(
+        BackendPins, _R.BODY_MALFORMED, _R.PIN_NOT_WAITING, _R.STORE_UNAVAILABLE, example={"pins": [_PIN]}
+    ),
     "secrets": _ok(answers.SecretStandings, _R.QUERY_INVALID, example={"secrets": [_SECRET]}, query="quiet_s"),
+    "reload": _ok(
+        answers.Reloaded, _R.CONFIGURATION_REFUSED, example={"applied": ["routes"], "waiting": ["store.url"]}
+    ),
     "secret_release": _ok(
         answers.SecretReleased, _R.BODY_MALFORMED, _R.QUERY_INVALID, _R.SECRET_IN_USE,
         example={"kind": "proxy", "released": "5ad3c0a1b2e4f608", "stranded": []},
@@ -226,10 +327,17 @@ BODIES: Final[dict[str, Any]] = {
     "Batch": [{"command": "demo:add", "args": {"key": "apples", "amount": 3}}],
     "ReplayRequest": {"filter": {"reason": "DEADLINE_EXCEEDED"}, "dryRun": True, "why": "lobby-1 was paused"},
     "BudgetChange": {"tenant": "acme", "daily_limit": 100, "monthly_limit": 2000},
+    "KillSwitchChange": {"on": True, "why": "INC-42"},
+    "Plan": _PLAN,
+    "DispatchRolloutChange": {"mode": "canary", "percent": 10, "why": "INC-42"},
+    "FlagChange": {"key": "outbox.enabled", "enabled": True, "rollout_percentage": 50},
     "AgentChange": {"tenant": "acme", "paused": True},
+    "AlertSilence": {"rule": "alert_denial_spike", "for_s": 3_600, "why": "INC-42"},
     "RateLimitClear": {"prefix": "replay:"},
     "ApprovalVote": {"plan_hash": "f0b9cb136986b98e46877813faaeea22", "why": "INC-42"},
+    "TransferRequest": {"to": "lobby-2", "reason": "INC-42"},
     "KeyRequest": {"role": "operator", "note": "for the pipeline", "valid_s": 7_776_000},
+    "PinAcceptance": {"sha256": _PIN["sha256"]},
     "SecretRelease": {"quiet_s": 3_600},
     "CallbackResult": {
         "eventId": "e-1", "runId": RUN, "fence": 1, "nodeId": NODE, "status": "COMPLETED", "result": {"total": 3},

@@ -27,6 +27,7 @@ ROWS_MAX: Final = 60  # in a window, over all
 BUCKETS_MAX: Final = 4_096
 WAITING_MAX: Final = 128
 ELSEWHERE: Final = "*"  # whose bucket takes those that have none of their own
+LINK: Final = "client_link"  # where an endpoint is named otherwise
 NOBODY: Final = Identity("anonymous", "anonymous")
 
 
@@ -96,20 +97,42 @@ class Denials:
         )
 
     def note(self, refused: Refused, request: Request, endpoint: str, caller: Identity | None = None) -> None:
-        """A request was turned away. What is no denial is passed over."""
-        reason = refused.reason
-        if not matters(reason):
-            return
+        """A request was turned away, or an item of it. What is no denial is passed over."""
         who = caller.principal if caller else request.peer_host
+        left_out = self._left_out(refused.reason, who)
+        if left_out is None:
+            return
+        reason = refused.reason.value
+        detail = {"detail": refused.detail[:200], "endpoint": endpoint, "left_out": left_out}
+        event = event_of(
+            self._world, request, caller or NOBODY, "denied", scope=reason, detail=detail, success_count=0,
+            failure_count=1, result=reason,
+        )  # fmt: skip
+        self._write_soon(event, who)
+
+    def note_on_link(self, refused: Refused, caller: Identity, address: str) -> None:
+        """The same of something that an application asked over its link."""
+        left_out = self._left_out(refused.reason, caller.principal)
+        if left_out is None:
+            return
+        reason = refused.reason.value
+        detail = {"detail": refused.detail[:200], "endpoint": LINK, "left_out": left_out}
+        event = AuditEvent(
+            "denied", self._world.wall_ms(), caller.principal, caller.tenant, reason, 1, 0, 1, detail, "",
+            caller.auth, address, "", reason, id=self._world.new_id(),
+        )  # fmt: skip
+        self._write_soon(event, caller.principal)
+
+    def _left_out(self, reason: Reason, who: str) -> int | None:
+        """How many before it have no row of their own; None where this one has none either, or is no denial."""
+        if not matters(reason):
+            return None
         left_out = self._sampler.take(reason.value, who, trio.current_time())
         if left_out is None:
             self._counted.inc("left out")
-            return
-        detail = {"detail": refused.detail[:200], "endpoint": endpoint, "left_out": left_out}
-        event = event_of(
-            self._world, request, caller or NOBODY, "denied", scope=reason.value, detail=detail, success_count=0,
-            failure_count=1, result=reason.value,
-        )  # fmt: skip
+        return left_out
+
+    def _write_soon(self, event: AuditEvent, who: str) -> None:
         try:
             self._send.send_nowait((event, who))
         except trio.WouldBlock:

@@ -30,6 +30,7 @@ from fairlead.proxy.dispatch.submit import (
 from fairlead.proxy.guard.nonces import REPLAY_REASONS, Nonce
 from fairlead.proxy.guard.tenants import check_act, check_read, check_tenant, reach
 from fairlead.proxy.ops.audit import REASON_HEADER, WHY_CHARS_MAX, event_of, shown_run
+from fairlead.proxy.ops.denials import Denials
 from fairlead.proxy.store.interface import AcceptOutcome, Store
 from fairlead.proxy.store.records import Accepted, KeyReused, RunFilter, RunStatus
 from fairlead.runtime.http.message import Request, Response, json_response
@@ -54,10 +55,13 @@ class DispatchApi:
         bounds: SubmitLimits,
         body_bytes_max: int,
         wait_max_s: int,
+        denials: Denials | None = None,
     ) -> None:
+        """`denials`: where what is refused of a batch, item by item, is taken down."""
         self._world, self._observer, self._dispatcher, self._store = world, observer, dispatcher, store
         self._registry, self._nodes, self._bounds = registry, nodes, bounds
         self._body_bytes_max, self._wait_max_s = body_bytes_max, wait_max_s
+        self._denials = denials
 
     async def one(self, request: Request, caller: Identity, nonce: Nonce | None = None) -> Response:
         """202 with the run's id once it is durable; 200 with its end where the caller waits for it."""
@@ -115,6 +119,8 @@ class DispatchApi:
                 self._observer.refused(
                     refused.reason, refused.detail, correlation_id=request.correlation_id, level="info"
                 )
+                if self._denials is not None:
+                    self._denials.note(refused, request, "dispatch_batch", caller)
                 items.append({
                     "status": "REFUSED", "reason": refused.reason.value, "detail": refused.detail,
                     "http_status": traits(refused.reason).status,

@@ -21,11 +21,18 @@ from fairlead.proxy.ops.controls_api import AgentChange, BudgetChange, RateLimit
 from fairlead.proxy.ops.dead_letters_api import ReplayRequest
 from fairlead.proxy.ops.endpoints import ENDPOINTS, Endpoint
 from fairlead.proxy.ops.keys_api import KeyRequest
+from fairlead.proxy.ops.pins_api import PinAcceptance
 from fairlead.proxy.ops.secrets_api import SecretRelease
+from fairlead.proxy.ops.sessions_api import TransferRequest
+from fairlead.proxy.ops.steering_api import DispatchRolloutChange, FlagChange, KillSwitchChange
+from fairlead.proxy.ops.telemetry_api import AlertSilence
+from fairlead.proxy.rollout.plan import Plan
 
 REQUESTS: Final = (
     Submission, CallbackResult, CallbackReplay, ReplayRequest, BudgetChange, AgentChange, RateLimitClear, KeyRequest,
-    ApprovalVote, SecretRelease,
+    Plan, KillSwitchChange, DispatchRolloutChange, FlagChange, ApprovalVote, SecretRelease, TransferRequest,
+    PinAcceptance,
+    AlertSilence,
 )  # fmt: skip
 _PREFIX: Final = "#/components/schemas/"
 _PROBLEM: Final = "application/problem+json"
@@ -81,7 +88,8 @@ def document(version: str) -> dict[str, Any]:
             "title": "Fairlead operations",
             "version": version,
             "description": "Callers say who they are by an operator key or a token; a signature proves that a request "
-            "is whole and new, and alone it submits. Refusals are problem+json with one type for each reason.",
+            "is whole and new, and alone it submits, and replays what it submitted. Refusals are problem+json with one "
+            "type for each reason.",
         },
         "paths": paths,
         "components": {
@@ -182,7 +190,7 @@ def _security(endpoint: Endpoint) -> list[dict[str, list[str]]]:
     if endpoint.scope is Scope.SIGNED:
         return [{"workerSignature": []}]
     found: list[dict[str, list[str]]] = [{"opsKey": []}, {"bearer": []}]
-    if endpoint.scope in (Scope.READ, Scope.DISPATCH):
+    if endpoint.scope in (Scope.READ, Scope.DISPATCH, Scope.REPLAY):
         found.append({"signature": []})
     return found
 

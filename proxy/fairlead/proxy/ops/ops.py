@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import trio
@@ -32,14 +32,19 @@ from fairlead.proxy.ops.dispatch_api import DispatchApi
 from fairlead.proxy.ops.endpoints import Found, find
 from fairlead.proxy.ops.health import Health
 from fairlead.proxy.ops.keys_api import KeysApi
+from fairlead.proxy.ops.pins_api import PinsApi
 from fairlead.proxy.ops.secrets_api import SecretsApi
+from fairlead.proxy.ops.sessions_api import SessionsApi
+from fairlead.proxy.ops.steering_api import SteeringApi
+from fairlead.proxy.ops.telemetry_api import TelemetryApi
 from fairlead.proxy.store.interface import Store
 from fairlead.runtime.http.message import Request, Response, json_response, problem, text_response
 from fairlead.runtime.observer import Observer
-from fairlead.runtime.version import SOFTWARE, VERSION
+from fairlead.runtime.version import SOFTWARE, VERSION, artifact
 from fairlead.runtime.world import World
 
 PROBE_TIMEOUT_S = 5.0
+DRAIN_DEADLINE_S_MAX = 86_400
 REASON_WINDOWS_S = {"last_5_minutes": 300.0, "last_hour": 3_600.0}
 
 
@@ -55,6 +60,32 @@ class Apis:
     secrets: SecretsApi
     approvals: ApprovalsApi
     denials: Denials
+    sessions: SessionsApi
+    steering: SteeringApi
+    telemetry: TelemetryApi
+
+    def method(self, name: str) -> Any:
+        """What serves an endpoint, of those subjects that serve theirs themselves."""
+        return getattr(self.steering, name, None) or getattr(self.telemetry, name, None)
+
+
+class Reloaded(Protocol):
+    """What became of a reload."""
+
+    @property
+    def applied(self) -> Sequence[str]: ...
+    @property
+    def waiting(self) -> Sequence[str]: ...
+    @property
+    def problems(self) -> Sequence[str]: ...
+
+
+class NodeClients(Protocol):
+    """What the edge knows of the clients of a node, and does for a drain."""
+
+    def drain_node(self, node: str, deadline_s: float | None = None) -> None: ...
+    def undrain_node(self, node: str) -> None: ...
+    def node_clients(self, node: str) -> dict[str, Any]: ...
 
 
 class Ops:
@@ -74,7 +105,13 @@ class Ops:
         probe_disk: Callable[[], None],
         *,
         facts: dict[str, Any],
+        node_clients: NodeClients,
+        pins: PinsApi,
+        reload: Callable[[], Reloaded],
     ) -> None:
+        self._reload = reload
+        self._pins = pins
+        self._node_clients = node_clients
         self._world, self._observer, self._control, self._dispatcher = world, observer, control, dispatcher
         self._apis, self._store, self._health, self._chain = apis, store, health, chain
         self._edge_status, self._probe_disk = edge_status, probe_disk
@@ -96,10 +133,16 @@ class Ops:
     async def handle(self, request: Request) -> Response:
         """One request on the operators' port."""
         self.in_flight += 1
+        began_s = trio.current_time()
         try:
-            return await self._handle(request, public_only=False)
+            response = await self._handle(request, public_only=False)
         finally:
             self.in_flight -= 1
+        if not request.path.startswith("/health"):  # which answers 503 on purpose
+            asked = request.header("prefer") or ""
+            waited = "wait=" in asked and "wait=0" not in asked
+            self._apis.telemetry.answered(response.status, trio.current_time() - began_s, waited=waited)
+        return response
 
     async def handle_public(self, request: Request) -> Response:
         """One request on the clients' port: only what the table marks as public, and only with a key."""
@@ -152,7 +195,8 @@ class Ops:
     async def _serve(self, found: Found, request: Request, public: bool, admitted: Admitted) -> Response:
         """The answer of an endpoint, once its caller passed every guard."""
         await self._chain.admit(found.endpoint, request, public=public, into=admitted)
-        method = getattr(self, f"serve_{found.endpoint.name}")
+        name = f"serve_{found.endpoint.name}"
+        method = self._apis.method(name) or getattr(self, name)
         nonce = admitted.nonce
         response: Response
         if nonce is None:
@@ -230,6 +274,7 @@ class Ops:
         edge = self._edge_status()
         return {
             "software": SOFTWARE,
+            "artifact": artifact(),
             **self._facts,
             "uptime_s": round(trio.current_time() - self._started_s),
             "now_ms": self._world.wall_ms(),
@@ -240,6 +285,9 @@ class Ops:
                 "by_listener": {each["name"]: each["sessions"] for each in edge["listeners"]},
                 "routing": edge["routing"],
                 "pool_idle": edge["pool_idle"],
+                "by_state": edge["states"],
+                "oldest": edge["sessions"],
+                **self._apis.sessions.status(),
             },
             "registry": {
                 "fleet_id": registry.position.fleet_id,
@@ -248,7 +296,10 @@ class Ops:
                 "digest": registry.position.digest.hex(),
                 "commands": len(registry.items),
             },
-            "nodes": [self._control.describe(node_id) for node_id in sorted(self._control.nodes.nodes)],
+            "nodes": [self._node(node_id) for node_id in sorted(self._control.nodes.nodes)],
+            "backends": edge["backends"],
+            "certificates": edge["certificates"],
+            "workers": edge["workers"],
             "clients": self._control.clients.describe(),
             "callers": self._chain.callers.status(),
             "guards": self._chain.status(),
@@ -268,6 +319,8 @@ class Ops:
                 "outstanding": self._dispatcher.fleet.outstanding(),
                 "store_waiting": self._store.waiting(),
             },
+            "steering": self._apis.steering.status(),
+            "alerts": self._apis.telemetry.status(),
             "secrets": self._apis.secrets.status(),
             "seals": {"distrusted": self._store.distrusted()},
             "rejects": self._observer.rejects(),
@@ -290,22 +343,37 @@ class Ops:
     # -- nodes and commands
 
     async def serve_nodes(self, request: Request, caller: Identity, _: str) -> Response:
-        found = [self._control.describe(node_id) for node_id in sorted(self._control.nodes.nodes)]
+        found = [self._node(node_id) for node_id in sorted(self._control.nodes.nodes)]
         return json_response({"nodes": found})
 
     async def serve_node(self, request: Request, caller: Identity, node_id: str) -> Response:
         if node_id not in self._control.nodes.nodes:
             raise Refused(Reason.NODE_UNKNOWN, node_id)
-        return json_response(self._control.describe(node_id))
+        return json_response(self._node(node_id))
+
+    def _node(self, node_id: str) -> dict[str, Any]:
+        """A node with its clients. "Draining" is what goes on; "drained" is how it stands, until something comes."""
+        found, clients = self._control.describe(node_id), self._node_clients.node_clients(node_id)
+        queue = found["queue"]
+        is_drained = (
+            found["draining"] and not clients["live"] and not queue["running"] and not queue["waiting"]
+        )
+        return {**found, "clients": clients, "drained": is_drained}
 
     async def serve_node_drain(self, request: Request, caller: Identity, node_id: str) -> Response:
-        event = event_of(self._world, request, caller, "node_drain", scope=node_id)
+        deadline_s = _deadline_s(request)
+        event = event_of(
+            self._world, request, caller, "node_drain", scope=node_id,
+            detail={} if deadline_s is None else {"deadline_s": deadline_s},
+        )  # fmt: skip
         await self._control.override(node_id, event, draining=True)
+        self._node_clients.drain_node(node_id, deadline_s)
         return await self.serve_node(request, caller, node_id)
 
     async def serve_node_undrain(self, request: Request, caller: Identity, node_id: str) -> Response:
         event = event_of(self._world, request, caller, "node_undrain", scope=node_id)
         await self._control.override(node_id, event, draining=False)
+        self._node_clients.undrain_node(node_id)
         return await self.serve_node(request, caller, node_id)
 
     async def serve_node_pause(self, request: Request, caller: Identity, node_id: str) -> Response:
@@ -321,7 +389,20 @@ class Ops:
     async def serve_node_resync(self, request: Request, caller: Identity, node_id: str) -> Response:
         event = event_of(self._world, request, caller, "node_resync", scope=node_id)
         await self._control.resync(node_id, event)
-        return json_response(self._control.describe(node_id), 202)
+        return json_response(self._node(node_id), 202)
+
+    async def serve_node_restart_bridge(self, request: Request, caller: Identity, node_id: str) -> Response:
+        event = event_of(self._world, request, caller, "node_restart_bridge", scope=node_id)
+        await self._control.restart_bridge(node_id, event)
+        return json_response(self._node(node_id), 202)
+
+    async def serve_messaging_restart(self, request: Request, caller: Identity, proxy_id: str) -> Response:
+        own = self._control.settings.proxy_id
+        if proxy_id != own:  # of several behind one address, the one that is meant
+            raise Refused(Reason.NODE_UNKNOWN, f"this is proxy {own}, not {proxy_id}")
+        event = event_of(self._world, request, caller, "messaging_restart", scope=own)
+        ended = await self._control.restart_messaging(event)
+        return json_response({"proxy": own, **ended})
 
     async def serve_node_revoke(self, request: Request, caller: Identity, node_id: str) -> Response:
         if not self._control.keys.listed(Role.NODE, node_id):  # it need not have linked to this process
@@ -371,7 +452,13 @@ class Ops:
         return json_response({"removed": name, "generation": generation})
 
     async def serve_sessions(self, request: Request, caller: Identity, _: str) -> Response:
-        return json_response({"sessions": self._edge_status()["sessions"]})
+        return await self._apis.sessions.list(request.params())
+
+    async def serve_session(self, request: Request, caller: Identity, session_id: str) -> Response:
+        return await self._apis.sessions.one(session_id)
+
+    async def serve_session_transfer(self, request: Request, caller: Identity, session_id: str) -> Response:
+        return await self._apis.sessions.transfer(request, caller, session_id)
 
     # -- runs
 
@@ -456,6 +543,19 @@ class Ops:
     async def serve_operator_key_revoke(self, request: Request, caller: Identity, key_id: str) -> Response:
         return await self._apis.keys.revoke(request, caller, key_id)
 
+    async def serve_backend_pins(self, request: Request, caller: Identity, _: str) -> Response:
+        return await self._pins.list()
+
+    async def serve_backend_pin_accept(self, request: Request, caller: Identity, backend_id: str) -> Response:
+        return await self._pins.accept(request, caller, backend_id)
+
+    async def serve_reload(self, request: Request, caller: Identity, _: str) -> Response:
+        await self._store.audit(event_of(self._world, request, caller, "configuration_reload_asked"))
+        found = self._reload()
+        if found.problems:
+            raise Refused(Reason.CONFIGURATION_REFUSED, "; ".join(found.problems)[:4_000])
+        return json_response({"applied": list(found.applied), "waiting": list(found.waiting)})
+
     async def serve_secrets(self, request: Request, caller: Identity, _: str) -> Response:
         return await self._apis.secrets.list(request.params())
 
@@ -488,3 +588,13 @@ def _prefers_html(accept: str) -> bool:
         if kind in quality:
             quality[kind] = weight
     return quality["text/html"] > quality["application/json"]
+
+
+def _deadline_s(request: Request) -> float | None:
+    """How long the clients of a node may stay; None: as long as they want. Raises Refused."""
+    text = request.params().get("deadline_s", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 5 or int(text) > DRAIN_DEADLINE_S_MAX:
+        raise Refused(Reason.QUERY_INVALID, f"deadline_s must be a number from 0 to {DRAIN_DEADLINE_S_MAX}")
+    return float(text)

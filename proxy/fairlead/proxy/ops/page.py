@@ -55,6 +55,12 @@ def render(status: dict[str, Any]) -> str:
             (each["name"], each["kind"], f"{each['host']}:{each['port']}", each["sessions"])
             for each in status["listeners"]
         )),
+        _section("Clients", ("state", "count"), sorted(status.get("sessions", {}).get("by_state", {}).items())),
+        _section("Transfers", ("player or session", "from", "to", "state", "reason", "by"), (
+            (each["player"] or each["session"], each["from"], each["to"], _badge(each["state"]), each["reason"],
+             each["by"])
+            for each in _transfers(status)
+        )),
         _section("Runs", ("status", "count"), sorted(dispatch["runs"].items())),
         _section("Refused since start", ("family", "reason", "count"), (
             (family, reason, count)
@@ -78,6 +84,12 @@ def _wrong(checks: dict[str, dict[str, Any]], dispatch: dict[str, Any]) -> str:
     if not rows:
         return "<h2>Nothing is wrong</h2>"
     return _section("What is wrong", ("what", "state", "reason", "detail"), rows)
+
+
+def _transfers(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those under way, then the last ones."""
+    known = status.get("sessions", {}).get("transfers", {})
+    return [*known.get("under_way", ()), *reversed(known.get("recent", ()))]
 
 
 def _store(status: dict[str, Any]) -> str:

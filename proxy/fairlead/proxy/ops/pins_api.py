@@ -66,7 +66,9 @@ class PinsApi:
             raise Refused(Reason.BODY_MALFORMED, str(error)) from error
         self._known.must_wait(backend_id, asked.sha256)
         detail = {"sha256": asked.sha256}
-        event = event_of(self._world, request, caller, "backend_pin_accepted", scope=backend_id, detail=detail)
+        event = event_of(
+            self._world, request, caller, "backend_pin_accepted", scope=backend_id, detail=detail
+        )
         await self._store.audit(event)  # no audit, no action
         try:
             await self._known.accept(backend_id, asked.sha256, caller.principal)

@@ -20,7 +20,7 @@ from fairlead.proxy.store.audit import audit, counted
 from fairlead.proxy.store.db import Db, texts
 from fairlead.proxy.store.records import AgentControl, AuditEvent, Budget
 from fairlead.proxy.store.sealed_rows import REPLAY_BUDGETS
-from fairlead.proxy.store.sealed_tables import AGENT_CONTROLS, DISTRUSTED, FEATURE_FLAGS, Believed
+from fairlead.proxy.store.sealed_tables import AGENT_CONTROLS, DISTRUSTED, Believed
 from fairlead.proxy.store.seals import Seals
 
 DAY_MS: Final = 86_400_000
@@ -144,19 +144,6 @@ def flag_enabled(believed: Believed, key: str) -> bool | None:
         return False
     row = believed.rows.get((key,))
     return None if row is None else bool(row[1])
-
-
-def save_flag(
-    db: Db, seals: Seals, key: str, enabled: bool, rollout_percentage: int, owner: str, event: AuditEvent
-) -> None:
-    sealed_tables.lock(db, FEATURE_FLAGS)
-    held = db.execute(
-        "SELECT enabled, rollout_percentage FROM feature_flags WHERE key = ?", (key,)
-    ).fetchone()
-    values = (key, enabled, rollout_percentage, owner, event.at_ms)
-    sealed_tables.write(db, seals, FEATURE_FLAGS, values, event.at_ms)
-    before = held and [bool(held[0]), held[1]]
-    audit(db, event, before=before, after=[enabled, rollout_percentage])
 
 
 # -- retention

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from fairlead.proxy.store.lineage import Ending, end_lineage
 from fairlead.proxy.store.records import (
     Attempt,
     Ended,
+    Measured,
     Report,
     RunStatus,
     Settled,
@@ -32,7 +33,7 @@ ATTEMPT_COLUMNS: Final = (
 SETTLE_COLUMNS: Final = (
     "run_id, root_id, parent_id, tenant, command, effect, target, status, fence, node_id, incarnation, owner,"
     " claimed_at_ms, accepted_at_ms, accepted_by, attempts_failed, attempts_max, deadline_at_ms, ordering_key,"
-    " callback_url, cancel_at_ms, target_node, reason, retry_of_run_id, delivery_seal"
+    " callback_url, cancel_at_ms, target_node, reason, retry_of_run_id, delivery_seal, not_before_ms"
 )
 # What a run is again that waits for a node.
 FREED: Final = (
@@ -44,6 +45,12 @@ def attempt_of(row: Sequence[Any]) -> Attempt:
     values = list(row[:18])  # more may have been read, for its seals
     values[17] = bool(values[17])
     return Attempt(*values)
+
+
+def measured(row: Mapping[str, Any]) -> Measured:
+    """What samples are made of, of a run that ended: `SETTLE_COLUMNS` have it."""
+    due_at_ms = max(row["accepted_at_ms"], row["not_before_ms"])
+    return Measured(row["tenant"], row["command"], due_at_ms, bool(row["retry_of_run_id"]))
 
 
 def past_attempt(

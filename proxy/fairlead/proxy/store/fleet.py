@@ -18,6 +18,7 @@ from fairlead.proxy.store.seals import Seals
 _HOLDS_SOMETHING: Final = (
     "meta", "runs", "descriptors", "node_overrides", "key_epochs", "agent_controls", "feature_flags", "replay_budgets",
     "replay_runs", "dead_letters", "operator_keys", "approvals", "audit_logs", "audit_head", "sealed_tables",
+    "feature_flag_tenants", "control_overrides", "rollouts",
 )  # fmt: skip
 
 
@@ -27,6 +28,7 @@ def begin_seals(db: Db, seals: Seals, now_ms: int) -> None:
     db.serialize_on("seals")
     for table in _HOLDS_SOMETHING:
         if db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None:
+            sealed_tables.begin_later(db, seals, now_ms)
             return
     sealed_tables.begin(db, seals, now_ms)
 

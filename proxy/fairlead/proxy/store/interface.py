@@ -45,6 +45,15 @@ from fairlead.proxy.store.records import (
     Swept,
     Waiting,
 )
+from fairlead.proxy.store.rollout_records import SteeringStore
+from fairlead.proxy.store.telemetry_records import (
+    AlertDue,
+    AlertNotice,
+    RunningRuns,
+    SampleRow,
+    SavedAlert,
+    SilenceRow,
+)
 from fairlead.runtime.audit_chain import Checkpoint, Row
 from fairlead.runtime.gcra import Cell, Limit
 
@@ -95,7 +104,65 @@ class Reads(Protocol):
         """The latest, newest first."""
 
 
-class Store(Reads, Protocol):
+class TelemetryStore(Protocol):
+    """What is measured over time, and what is told of it."""
+
+    async def save_samples(self, rows: Sequence[SampleRow]) -> None: ...
+
+    async def samples(
+        self,
+        from_ms: int,
+        until_ms: int,
+        limit: int,
+        metric: str | None = None,
+        without_owner: str | None = None,
+    ) -> list[SampleRow]:
+        """Samples that begin in a time, newest first; `without_owner`: but those of one process."""
+
+    async def sampled_metrics(self, from_ms: int) -> dict[str, int]:
+        """What there are samples of since a time, and how many."""
+
+    async def merge_samples(self, before_ms: int, limit: int) -> int:
+        """Minutes from before a time become hours. Returns how many did."""
+
+    async def prune_telemetry(self, before_ms: int) -> int:
+        """Forget samples, and what was told and silenced, from before a time."""
+
+    async def alert_states(self) -> list[SavedAlert]: ...
+
+    async def save_alerts(
+        self, states: Sequence[SavedAlert], notices: Sequence[AlertNotice], now_ms: int
+    ) -> None:
+        """States of alerts, and what is to be told of them, together."""
+
+    async def hold_alert_lease(self, owner: str, lease_ms: int, now_ms: int) -> bool:
+        """Whether this process is the one of its fleet that evaluates alerts now."""
+
+    async def claim_alerts(self, limit: int, now_ms: int, lease_ms: int) -> list[AlertDue]: ...
+
+    async def settle_alert(
+        self,
+        event_id: str,
+        state: Literal["delivered", "pending", "dead"],
+        next_at_ms: int,
+        detail: str,
+        now_ms: int,
+    ) -> None: ...
+
+    async def alert_events(self, limit: int) -> list[dict[str, Any]]:
+        """What was told, newest first."""
+
+    async def silences(self) -> list[SilenceRow]: ...
+
+    async def save_silence(self, row: SilenceRow, event: AuditEvent) -> None: ...
+
+    async def remove_silence(self, rule: str, event: AuditEvent) -> bool:
+        """False: there was none."""
+
+    async def running_runs(self, now_ms: int) -> RunningRuns: ...
+
+
+class Store(Reads, TelemetryStore, SteeringStore, Protocol):
     """The interface. See the module's docstring for what holds of every method."""
 
     @property
@@ -128,6 +195,10 @@ class Store(Reads, Protocol):
         """Pin up to `limit` pending runs that the node may execute, most urgent first, each with a new fence.
         `anybodys`: also those that are meant for no node in particular. `digests`: of the commands' descriptors now,
         which what was approved is bound to."""
+
+    def ended_by_claims(self) -> list[Ended]:
+        """Runs that claims of this proxy ended since this was asked last: they are not as they were accepted or
+        approved."""
 
     async def held_by(self, node_id: str) -> list[Attempt]:
         """The attempts of this proxy that the node may be executing: what is delivered again when it returns."""
@@ -235,9 +306,8 @@ class Store(Reads, Protocol):
     async def flag_enabled(self, key: str) -> bool | None:
         """A feature flag, None where there is none of that name."""
 
-    async def save_flag(
-        self, key: str, enabled: bool, rollout_percentage: int, owner: str, event: AuditEvent
-    ) -> None: ...
+    async def waiting_tenants(self, limit: int) -> list[str]:
+        """Tenants of whom something waits for a node."""
 
     async def audit(self, event: AuditEvent) -> None: ...
 

@@ -22,6 +22,7 @@ from fairlead.proxy.store.ends import (
     SETTLE_COLUMNS,
     Ends,
     attempt_of,
+    measured,
     past_attempt,
 )
 from fairlead.proxy.store.records import (
@@ -278,7 +279,10 @@ def _end_changed(db: Db, ends: Ends, run_ids: set[str]) -> list[Ended]:
     for row in rows:
         detail = f"{row['command']} is another command now than when it was approved"
         ends.finish(row, RunStatus.FAILED, None, reason.value, detail)
-    return [Ended(row["run_id"], RunStatus.FAILED, reason, "", row["parent_id"]) for row in rows]
+    return [
+        Ended(row["run_id"], RunStatus.FAILED, reason, "", row["parent_id"], measured=measured(row))
+        for row in rows
+    ]
 
 
 def _due(
@@ -417,6 +421,7 @@ def _settle_one(
         None,
         row["accepted_at_ms"],
         bool(row["ordering_key"]),
+        measured=measured(row),
     )
 
 

@@ -18,6 +18,7 @@ from fairlead.proxy.store.ends import (
     SETTLE_COLUMNS,
     Ends,
     attempt_of,
+    measured,
     past_attempt,
 )
 from fairlead.proxy.store.records import (
@@ -118,7 +119,7 @@ def _past_deadline(db: Db, ends: Ends, row: dict[str, Any], now_ms: int) -> Ende
         detail = f"{node_id} did not report before the deadline"
         _abandon(db, row, reason, detail, now_ms)
     ends.finish(row, end, None, reason.value, detail)
-    return Ended(run_id, end, reason, node_id, row["parent_id"])
+    return Ended(run_id, end, reason, node_id, row["parent_id"], measured=measured(row))
 
 
 def _expired_leases(
@@ -202,7 +203,14 @@ def forsake(db: Db, seals: Seals, node_id: str, incarnation: str, now_ms: int, o
         _abandon(db, row, Reason.OUTCOME_UNKNOWN, detail, now_ms)
         ends.finish(row, RunStatus.FAILED, None, Reason.OUTCOME_UNKNOWN.value, detail)
         ended.append(
-            Ended(row["run_id"], RunStatus.FAILED, Reason.OUTCOME_UNKNOWN, node_id, row["parent_id"])
+            Ended(
+                row["run_id"],
+                RunStatus.FAILED,
+                Reason.OUTCOME_UNKNOWN,
+                node_id,
+                row["parent_id"],
+                measured=measured(row),
+            )
         )
     ends.write()
     return ends.with_parents(ended, lambda each: each.status.terminal)

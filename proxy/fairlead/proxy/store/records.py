@@ -182,6 +182,15 @@ class RetryGrant:
 NO_RETRIES = RetryGrant(0, lambda *_: None)
 
 
+class Measured(msgspec.Struct, frozen=True, gc=False):
+    """What samples are made of, of a run that ended."""
+
+    tenant: str
+    command: str
+    due_at_ms: int  # for the first time
+    is_replay: bool = False  # of a dead letter, or a retry that somebody asked for
+
+
 class Settled(msgspec.Struct, frozen=True, gc=False):
     """The verdict on one report, with what waiters want to know."""
 
@@ -192,11 +201,12 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
     parent_status: RunStatus | None = None
     accepted_at_ms: int = 0
     ordered: bool = False  # another run with the same ordering key may wait for this one
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A run that a sweep changed: its deadline passed, or its node forgot it."""
+    """A run that a sweep changed: its deadline passed, or its node forgot it. `measured`: of one that failed."""
 
     run_id: str
     status: RunStatus
@@ -204,6 +214,7 @@ class Ended:
     node_id: str
     parent_id: str = ""
     parent_status: RunStatus | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)

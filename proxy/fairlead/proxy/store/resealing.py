@@ -145,7 +145,7 @@ def _adopt_table(db: Db, seals: Seals, table: SealedTable, now_ms: int) -> int:
 
 
 def _seal_row(db: Db, seals: Seals, table: SealedTable, values: Sequence[Any]) -> bytes:
-    seal = seals.seal(table.kind, *values)
+    seal = seals.seal(table.kind, *table.sealed(values))
     where = " AND ".join(f"{column} = ?" for column in table.columns[: table.key_columns])
     db.execute(f"UPDATE {table.name} SET seal = ? WHERE {where}", (seal, *values[: table.key_columns]))
     return seal
@@ -212,7 +212,7 @@ def _put_runs(db: Db, seals: Seals, found: Sequence[dict[str, Any]]) -> None:
         if row["status"] not in sealed_runs.OPEN:  # it stands as it stood when it ended
             stood[1] = "RUNNING" if row["node_id"] else "PENDING"
         values.append((
-            seals.seal(RUN_KIND, *(row[name] for name in sealed_runs.RUN_COLUMNS)),
+            sealed_runs.run_seal(seals, row),
             seals.seal(sealed_runs.DELIVERY_KIND, *stood),
             row["run_id"],
         ))  # fmt: skip

@@ -70,4 +70,12 @@ APPROVAL_VOTES: Final = SealedRows(
 ALERT_SILENCES: Final = SealedRows(
     "alert_silences", "alert_silence", ("rule", "until_ms", "owner", "why", "created_at_ms")
 )
-ROWS: Final = (DESCRIPTORS, REPLAY_BUDGETS, REPLAY_RUNS, REPLAY_REQUESTS, APPROVALS, APPROVAL_VOTES, ALERT_SILENCES)
+ROWS: Final = (
+    DESCRIPTORS,
+    REPLAY_BUDGETS,
+    REPLAY_RUNS,
+    REPLAY_REQUESTS,
+    APPROVALS,
+    APPROVAL_VOTES,
+    ALERT_SILENCES,
+)

@@ -28,12 +28,22 @@ DISTRUSTED: Final = "a seal that does not hold"  # who "said" what counts instea
 @dataclass(frozen=True, slots=True)
 class SealedTable:
     """A table under a manifest. `columns` are the key's, then all others that are sealed, in the order in which they
-    are sealed; what is not among them (when a key was last used) may change without a seal."""
+    are sealed; what is not among them (when a key was last used) may change without a seal. `defaults`: of the last
+    columns, which a later migration added: while they say only that, a row is sealed as it was before them."""
 
     name: str
     kind: str
     columns: tuple[str, ...]
     key_columns: int = 1
+    defaults: tuple[Any, ...] = ()
+
+    def sealed(self, values: Sequence[Any]) -> Sequence[Any]:
+        """What a row's seal is over. Two different rows never have the same: how many there are is part of a seal."""
+        first = len(self.columns) - len(self.defaults)
+        end = len(values)
+        while end > first and values[end - 1] == self.defaults[end - 1 - first]:
+            end -= 1
+        return values[:end]
 
 
 NODE_OVERRIDES: Final = SealedTable(
@@ -47,8 +57,23 @@ AGENT_CONTROLS: Final = SealedTable(
     ("company_id", "agents_paused", "draining", "changed_at_ms", "changed_by"),
 )  # fmt: skip
 FEATURE_FLAGS: Final = SealedTable(
-    "feature_flags", "feature_flag", ("key", "enabled", "rollout_percentage", "owner", "changed_at_ms")
+    "feature_flags", "feature_flag",
+    ("key", "enabled", "rollout_percentage", "owner", "changed_at_ms", "description", "subject", "expires_at_ms",
+     "changed_by"),
+    defaults=("", "tenant", 0, ""),
+)  # fmt: skip
+FEATURE_FLAG_TENANTS: Final = SealedTable(
+    "feature_flag_tenants", "feature_flag_tenant",
+    ("key", "company_id", "enabled", "expires_at_ms", "changed_at_ms", "changed_by"), key_columns=2,
+)  # fmt: skip
+# What operators said at run time of all that is dispatched: the kill switch, the rollout of the hardening.
+CONTROL_OVERRIDES: Final = SealedTable(
+    "control_overrides", "control_override", ("name", "value_json", "changed_at_ms", "changed_by", "why")
 )
+ROLLOUTS: Final = SealedTable(
+    "rollouts", "rollout",
+    ("id", "plan_json", "progress_json", "created_at_ms", "created_by", "changed_at_ms"),
+)  # fmt: skip
 OPERATOR_KEYS: Final = SealedTable(
     "operator_keys", "operator_key",
     ("id", "hash", "role", "scopes_json", "tenant", "read_scope", "subject_type", "note", "created_at_ms", "created_by",
@@ -58,10 +83,13 @@ OPERATOR_KEYS: Final = SealedTable(
 SEEDS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
     AGENT_CONTROLS.name: (("*", False, False, 0, ""),),
     FEATURE_FLAGS.name: tuple(
-        (flag, True, 100, "fairlead", 0) for flag in ("dlq.replay.enabled", "outbox.enabled")
+        (flag, True, 100, "fairlead", 0, "", "tenant", 0, "")
+        for flag in ("dlq.replay.enabled", "outbox.enabled")
     ),
 }
-TABLES: Final = (NODE_OVERRIDES, KEY_EPOCHS, AGENT_CONTROLS, FEATURE_FLAGS, OPERATOR_KEYS)
+# Those that a migration added to databases that were sealed already.
+LATER_TABLES: Final = (FEATURE_FLAG_TENANTS, CONTROL_OVERRIDES, ROLLOUTS)
+TABLES: Final = (NODE_OVERRIDES, KEY_EPOCHS, AGENT_CONTROLS, FEATURE_FLAGS, OPERATOR_KEYS, *LATER_TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +132,7 @@ def read(db: Db, seals: Seals, table: SealedTable) -> Believed:
     for row in rows:
         values, seal = tuple(row[:width]), row[width]
         key = values[: table.key_columns]
-        if seals.holds(table.kind, seal, *values) and listed.get(key) == bytes(seal):
+        if seals.holds(table.kind, seal, *table.sealed(values)) and listed.get(key) == bytes(seal):
             good[key] = values
         else:
             bad.add(key)
@@ -115,7 +143,7 @@ def write(db: Db, seals: Seals, table: SealedTable, values: Sequence[Any], now_m
     """Insert or replace one row, sealed, and its line of the manifest. Where the manifest does not hold it is left
     alone: it stays broken until an operator adopts what the table says now (`fairlead seals adopt`)."""
     lock(db, table)
-    seal = seals.seal(table.kind, *values)
+    seal = seals.seal(table.kind, *table.sealed(values))
     key = table.columns[: table.key_columns]
     rest = [*table.columns[table.key_columns :], "seal"]
     db.execute(
@@ -170,6 +198,18 @@ def begin(db: Db, seals: Seals, now_ms: int) -> None:
     for table in TABLES:
         put_manifest(db, seals, table, {}, now_ms)
         seed(db, seals, table, now_ms)
+
+
+def begin_later(db: Db, seals: Seals, now_ms: int) -> None:
+    """Manifests of tables that are new in a database that was sealed before there were any: only of those that hold
+    nothing, and only at a start. A proxy that runs takes what is missing for taken away."""
+    old = [table for table in TABLES if table not in LATER_TABLES]
+    if any(manifest(db, seals, table) is None for table in old):
+        return
+    for table in LATER_TABLES:
+        begun = db.execute("SELECT 1 FROM sealed_tables WHERE name = ?", (table.name,)).fetchone()
+        if begun is None and db.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None:
+            put_manifest(db, seals, table, {}, now_ms)
 
 
 def seed(db: Db, seals: Seals, table: SealedTable, now_ms: int) -> None:

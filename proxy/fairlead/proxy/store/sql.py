@@ -7,7 +7,6 @@ names this proxy's process: what it claimed is its own until its leases run out.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, TypeVar
 
 from fairlead.protocol.reasons import Refused
@@ -30,6 +29,7 @@ from fairlead.proxy.store import (
 )
 from fairlead.proxy.store.approval_records import Decision, NewVote
 from fairlead.proxy.store.db import Db, Engine
+from fairlead.proxy.store.gathered import GatheredNonces
 from fairlead.proxy.store.interface import AcceptOutcome
 from fairlead.proxy.store.reads import SqlReads
 from fairlead.proxy.store.records import (
@@ -69,6 +69,8 @@ from fairlead.proxy.store.sealed_tables import (
     SealedTable,
 )
 from fairlead.proxy.store.seals import Seals
+from fairlead.proxy.store.steering import SqlSteering
+from fairlead.proxy.store.telemetry_store import SqlTelemetry
 from fairlead.runtime.audit_chain import Checkpoint, Row
 from fairlead.runtime.gcra import Cell, Limit
 
@@ -79,13 +81,14 @@ class StoreBroken(Exception):
     """The store did not return what was written."""
 
 
-class SqlStore(SqlReads):
+class SqlStore(SqlTelemetry, SqlSteering):
     """A `Store`. Owns its engine."""
 
     def __init__(self, engine: Engine, owner: str, seals: Seals) -> None:
         super().__init__(engine, seals)
         self._owner = owner
-        self._forged: list[Ended] = []  # found by claims, told by the next sweep
+        self._ended_by_claims: list[Ended] = []  # and not told yet
+        self._nonces = GatheredNonces(engine.write)
         self._distrusted: dict[str, tuple[str, ...]] = {}
         self.on_distrusted: Callable[[str, Sequence[str]], Awaitable[None]] | None = None
         """Told of rows whose seals do not hold: their kind and keys, each once."""
@@ -148,8 +151,12 @@ class SqlStore(SqlReads):
                 digests,
             )
         )
-        self._forged += forged.values()
+        self._ended_by_claims += forged.values()
         return claimed
+
+    def ended_by_claims(self) -> list[Ended]:
+        ended, self._ended_by_claims = self._ended_by_claims, []
+        return ended
 
     async def held_by(self, node_id: str) -> list[Attempt]:
         return await self._engine.write(lambda db: leases.held_by(db, self._seals, node_id, self._other))
@@ -169,11 +176,9 @@ class SqlStore(SqlReads):
         )
 
     async def sweep(self, now_ms: int, grace_ms: int, lease_ms: int, linked: Sequence[str]) -> Swept:
-        swept = await self._engine.write(
+        return await self._engine.write(
             lambda db: leases.sweep(db, self._seals, now_ms, grace_ms, lease_ms, linked, self._owner)
         )
-        forged, self._forged = self._forged, []
-        return replace(swept, ended=forged + swept.ended) if forged else swept
 
     async def forsake(self, node_id: str, incarnation: str, now_ms: int) -> list[Ended]:
         return await self._engine.write(
@@ -274,9 +279,7 @@ class SqlStore(SqlReads):
         return await self._engine.write(lambda db: guards.prune_rates(db, now_ms, limit))
 
     async def reserve_nonce(self, asked: NonceReservation, now_ms: int) -> None:
-        refused = await self._engine.write(lambda db: guards.reserve(db, asked, now_ms))
-        if refused is not None:
-            raise refused
+        await self._nonces.reserve(asked, now_ms)
 
     async def agent_controls(self) -> dict[str, AgentControl]:
         return controls.agent_controls(await self._believed(AGENT_CONTROLS))
@@ -287,12 +290,8 @@ class SqlStore(SqlReads):
     async def flag_enabled(self, key: str) -> bool | None:
         return controls.flag_enabled(await self._believed(FEATURE_FLAGS), key)
 
-    async def save_flag(
-        self, key: str, enabled: bool, rollout_percentage: int, owner: str, event: AuditEvent
-    ) -> None:
-        await self._engine.write(
-            lambda db: controls.save_flag(db, self._seals, key, enabled, rollout_percentage, owner, event)
-        )
+    async def waiting_tenants(self, limit: int) -> list[str]:
+        return await self._engine.read(lambda db: views.waiting_tenants(db, limit))
 
     async def audit(self, event: AuditEvent) -> None:
         await self._engine.write(lambda db: audit.audit(db, event))

@@ -239,3 +239,11 @@ def _json(raw: bytes | None) -> Any:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
         return "not JSON"
+
+
+def waiting_tenants(db: Db, limit: int) -> list[str]:
+    """Of whom something waits for a node, in the order of their names."""
+    rows = db.execute(
+        "SELECT DISTINCT tenant FROM runs WHERE status = 'PENDING' ORDER BY tenant LIMIT ?", (limit,)
+    ).fetchall()
+    return [row[0] for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -10,9 +11,12 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from fairlead.runtime.process import EXIT_FAILED, EXIT_STOPPED
+from fairlead.runtime.request_signing import NONCE_BYTES, SIGNATURE_HEADER, sign
+from fairlead.runtime.world import RealWorld
 
 DEFAULT_URL = "http://127.0.0.1:9100"
 TIMEOUT_S = 30.0
+SUBMISSIONS = "/api/dispatch"  # what is signed where there is a secret
 
 
 class Failed(Exception):
@@ -96,11 +100,16 @@ def _ask(options: argparse.Namespace, method: str, path: str, body: Any, headers
         sent["x-ops-key"] = options.ops_key
     if getattr(options, "because", "") and method != "GET":
         sent["x-reason"] = options.because.encode()
+    content = None if body is None else json.dumps(body).encode()
+    if content is not None:
+        sent["content-type"] = "application/json"
+        if path == SUBMISSIONS:
+            sent.update(_signature(method, path, content))
     try:
         return httpx.request(
             method,
             options.url.rstrip("/") + path,
-            json=body,
+            content=content,
             headers=sent,
             timeout=TIMEOUT_S + 60,
             trust_env=False,
@@ -112,6 +121,25 @@ def _ask(options: argparse.Namespace, method: str, path: str, body: Any, headers
         raise Failed(
             f"{options.url} did not answer ({error}). Is the proxy running? Set --url or FAIRLEAD_URL."
         ) from error
+
+
+def _signature(method: str, path: str, content: bytes) -> dict[str, str]:
+    """What signs a submission. Without a secret at hand nothing does: where signatures are enforced, it is refused."""
+    from fairlead.cli.sign import (  # which takes the address from this package
+        SECRET_NAMES,
+        NotSigned,
+        read_key,
+    )
+
+    if not any(os.environ.get(name) for name in SECRET_NAMES):
+        return {}
+    try:
+        key = read_key(None, os.environ)
+    except NotSigned as error:
+        raise Failed(str(error)) from error
+    world = RealWorld()
+    nonce = world.random_bytes(NONCE_BYTES).hex()
+    return {SIGNATURE_HEADER: sign(key, method, path, content, world.wall_ms(), nonce)}
 
 
 def _decoded(options: argparse.Namespace, path: str, answer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What operators set for tenants: pauses, replay budgets, rate limits."""
+"""What operators set for tenants: pauses, replay budgets, rate limits; and the configuration, read again."""
 
 from __future__ import annotations
 
@@ -43,6 +43,22 @@ def add_to(parts: Any) -> None:
     limits.add_argument("action", choices=("clear",))
     limits.add_argument("prefix", help="of the keys to forget: replay: or replay:TENANT:")
     limits.set_defaults(run=guard(_clear))
+    parts.add_parser(
+        "reload", parents=parents, help="have the proxy read its configuration again",
+        description="As SIGHUP does. A configuration that cannot be loaded is refused, with every problem, and the "
+        "last good one stays in force.",
+    ).set_defaults(run=guard(_reload))  # fmt: skip
+
+
+def _reload(options: argparse.Namespace) -> None:
+    _, answer = call(options, "POST", "/api/reload", {})
+    if options.json:
+        return print_json(answer)
+    print("applied: " + (", ".join(answer["applied"]) or "nothing that differs"))
+    if answer["waiting"]:
+        print("needs a restart: " + ", ".join(answer["waiting"]))
+        print("`fairlead proxy --take-over` restarts it without its clients noticing")
+    return None
 
 
 def _agents(options: argparse.Namespace) -> None:

@@ -19,7 +19,9 @@ OPEN = ("PENDING_APPROVAL", "PENDING", "RUNNING")
 def add_to(parts: Any) -> None:
     """Add the verbs."""
     parents = [shared()]
-    dispatch = parts.add_parser("dispatch", parents=parents, help="submit a command")
+    dispatch = parts.add_parser(
+        "dispatch", parents=parents, help="submit a command; signed where DISPATCH_HMAC_SECRET is set"
+    )
     dispatch.add_argument("name", help="as `fairlead ctl commands` lists it")
     dispatch.add_argument("arguments", nargs="*", metavar="key=value", help="values are JSON, or else text")
     dispatch.add_argument(

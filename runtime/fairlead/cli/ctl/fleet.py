@@ -1,4 +1,4 @@
-"""What there is: the proxy, its nodes, commands, linked applications and clients."""
+"""What there is: the proxy, its nodes, commands, linked applications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from fairlead.cli.ctl.calling import Failed, call, guard, path_to, shared
 from fairlead.cli.ctl.showing import print_json, table, when
 
-NODE_ACTIONS = ("drain", "undrain", "pause", "resume", "resync", "revoke")
+NODE_ACTIONS = ("drain", "undrain", "pause", "resume", "resync", "restart-bridge", "revoke")
 
 
 def add_to(parts: Any) -> None:
@@ -32,8 +32,6 @@ def add_to(parts: Any) -> None:
     )
     clients.add_argument("id", nargs="?")
     clients.set_defaults(run=guard(_clients))
-    sessions = parts.add_parser("sessions", parents=parents, help="clients connected now")
-    sessions.set_defaults(run=guard(_sessions))
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -56,6 +54,9 @@ def _status(options: argparse.Namespace) -> None:
         (each["name"], each["kind"], f"{each['host']}:{each['port']}", each["sessions"])
         for each in status["listeners"]
     ])  # fmt: skip
+    for each in status["backends"]:
+        if each["out"]:
+            print(f"  {each['backend']} is tried last: {each['out']} {each['detail']}".rstrip())
     print()
     _print_dispatch(dispatch)
     if status["clients"]:
@@ -168,14 +169,3 @@ def _clients(options: argparse.Namespace) -> None:
          each["submitted"], each["key"], when(each["linked_at_ms"]))
         for each in answer["clients"]
     ])  # fmt: skip
-
-
-def _sessions(options: argparse.Namespace) -> None:
-    _, answer = call(options, "GET", "/api/sessions")
-    if options.json:
-        return print_json(answer)
-    rows = answer["sessions"]
-    if not rows:
-        print("no clients are connected")
-        return None
-    return table(tuple(rows[0]), [tuple(row.values()) for row in rows])

@@ -19,7 +19,9 @@ def add_to(parts: Any) -> None:
     pins.set_defaults(run=guard(_list))
     kinds = pins.add_subparsers(dest="part", metavar="PART")
     parents = [shared(again=True)]
-    listed = kinds.add_parser("list", parents=parents, help="what each backend is known by, and what it shows")
+    listed = kinds.add_parser(
+        "list", parents=parents, help="what each backend is known by, and what it shows"
+    )
     listed.set_defaults(run=guard(_list))
     accept = kinds.add_parser("accept", parents=parents, help="know a backend by the certificate that waits")
     accept.add_argument("backend", help="its id")

@@ -174,6 +174,8 @@ async def _reachable(world: World, name: str, host: str, port: int) -> Finding:
     with trio.move_on_after(CONNECT_S):
         try:
             (await world.connect_tcp(at, port)).close()
+        except ConnectionResetError:
+            return ok(f"port {port} ({name})", f"{host} takes connections, and ended this one at once")
         except OSError as failure:
             problem = failure.strerror or str(failure)
         else:

@@ -123,6 +123,7 @@ class RequestHead:
         "host",
         "keep_alive",
         "length",
+        "length_line",
         "method",
         "minor",
         "nominated",
@@ -138,6 +139,7 @@ class RequestHead:
         self.fields: list[Field] = []
         self.host = b""
         self.length = 0
+        self.length_line = b""  # Content-Length as it goes on, if there is one
         self.keep_alive = minor == 1
         self.expects_continue = False
         self.nominated: frozenset[bytes] = frozenset()  # the headers that Connection names
@@ -161,7 +163,8 @@ class ResponseHead:
     """A response's head. `declared` is the length as declared: a number, CHUNKED, or UNTIL_CLOSE."""
 
     __slots__ = (
-        "date", "declared", "fields", "keep_alive", "minor", "nominated", "phrase", "status", "upgrade", "via",
+        "date", "declared", "fields", "keep_alive", "length_line", "minor", "nominated", "phrase", "status",
+        "upgrade", "via",
     )  # fmt: skip
 
     def __init__(self, status: int, phrase: bytes, minor: int) -> None:
@@ -170,7 +173,7 @@ class ResponseHead:
         self.declared = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.nominated: frozenset[bytes] = frozenset()
-        self.date = self.via = b""  # whole lines
+        self.date = self.length_line = self.via = b""  # whole lines
         self.upgrade = b""
 
     def body_length(self, method: bytes) -> int:
@@ -214,8 +217,10 @@ class HeadReader:
         if method == b"CONNECT":
             return None
         found = RequestHead(method, target, 1 if minor == b"1" else 0)
-        if not self._scan_fields(lines, found.fields):
+        fields = self._scan_fields(lines)
+        if fields is None:
             return None
+        found.fields = fields
         return found if _understand_request(found, plain_only=True) else None
 
     def request_by_h11(self, head: bytes) -> RequestHead | Reject:
@@ -261,8 +266,10 @@ class HeadReader:
         if status == b"101":
             return None  # Whether it may be, depends on what was asked.
         found = ResponseHead(int(status), phrase or b"", 1 if minor == b"1" else 0)
-        if not self._scan_fields(lines, found.fields):
+        fields = self._scan_fields(lines)
+        if fields is None:
             return None
+        found.fields = fields
         return found if _understand_response(found) else None
 
     def response_by_h11(self, head: bytes) -> ResponseHead | Reject:
@@ -293,23 +300,34 @@ class HeadReader:
 
     # -- lines
 
-    def _scan_fields(self, lines: list[bytes], out: list[Field]) -> bool:
-        cache = self._cache
-        for line in lines[1:]:
-            field = cache.get(line)
+    def _scan_fields(self, lines: list[bytes]) -> list[Field] | None:
+        """The fields below the first line, or None where one is not of the plain shape."""
+        del lines[0]
+        known, fields = self._cache.get, []
+        for line in lines:
+            field = known(line) or self._scan_line(line)
             if field is None:
-                matched = _LINE.fullmatch(line)
-                if matched is None:
-                    return False
-                raw_name, value = matched.groups()
-                name = raw_name.lower()
-                field = (kind_of(name), name, value, line + b"\r\n")
-                if len(line) <= _CACHE_LINE_BYTES_MAX and name not in _NEVER_CACHED:
-                    if len(cache) >= _CACHE_LINES_MAX:
-                        cache.clear()
-                    cache[line] = field
-            out.append(field)
-        return True
+                return None
+            fields.append(field)
+        return fields
+
+    def _scan_line(self, line: bytes) -> Field | None:
+        matched = _LINE.fullmatch(line)
+        if matched is None:
+            return None
+        raw_name, value = matched.groups()
+        name = raw_name.lower()
+        kind = kind_of(name)
+        if (kind == HOST and not _PLAIN_HOST.fullmatch(value)) or (
+            kind == CONTENT_LENGTH and not _LENGTH.fullmatch(value)
+        ):
+            return None
+        field = (kind, name, value, line + b"\r\n")
+        if len(line) <= _CACHE_LINE_BYTES_MAX and name not in _NEVER_CACHED:
+            if len(self._cache) >= _CACHE_LINES_MAX:
+                self._cache.clear()
+            self._cache[line] = field
+        return field
 
 
 def _fields_of(headers: Any) -> list[Field]:
@@ -327,20 +345,15 @@ def _understand_request(found: RequestHead, plain_only: bool) -> bool:
     """Fill in what the fields mean. With `plain_only`, False wherever another reader must decide."""
     hosts = codings = lengths = 0
     for field in found.fields:
-        kind = field[0]
-        if not kind:
+        if not field[0]:
             continue
-        _, _, value, line = field
+        kind, _, value, line = field
         if kind == HOST:
             hosts += 1
             found.host = value
-            if plain_only and not _PLAIN_HOST.fullmatch(value):
-                return False
         elif kind == CONTENT_LENGTH:
             lengths += 1
-            if not _LENGTH.fullmatch(value):
-                return False
-            found.length = int(value)
+            found.length, found.length_line = int(value), line
         elif kind == TRANSFER_ENCODING:
             codings += 1
             found.length = CHUNKED
@@ -375,15 +388,12 @@ def _understand_request(found: RequestHead, plain_only: bool) -> bool:
 def _understand_response(found: ResponseHead) -> bool:
     codings = lengths = 0
     for field in found.fields:
-        kind = field[0]
-        if not kind:
+        if not field[0]:
             continue
-        _, _, value, line = field
+        kind, _, value, line = field
         if kind == CONTENT_LENGTH:
             lengths += 1
-            if not _LENGTH.fullmatch(value):
-                return False
-            found.declared = int(value)
+            found.declared, found.length_line = int(value), line
         elif kind == TRANSFER_ENCODING:
             codings += 1
             found.declared = CHUNKED

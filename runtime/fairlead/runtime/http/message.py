@@ -85,8 +85,11 @@ class Response:
 
 
 def json_response(value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> Response:
-    """`value` (anything msgspec encodes) as application/json."""
-    return Response(status, [("content-type", "application/json"), *headers], _encoder.encode(value))
+    """`value` (anything msgspec encodes) as application/json. 429 and 503 always say when to come back."""
+    given = [("content-type", "application/json"), *headers]
+    if status in (429, 503) and not any(name == "retry-after" for name, _ in headers):
+        given.append(("retry-after", str(math.ceil(RETRY_AFTER_DEFAULT_S))))
+    return Response(status, given, _encoder.encode(value))
 
 
 def text_response(

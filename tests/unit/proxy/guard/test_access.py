@@ -27,8 +27,11 @@ def caller(role: str = "", *scopes: str) -> Identity:
 
 HELD = [
     ("viewer", (), "read"),
-    ("operator", (), "read dispatch operate approve"),
-    ("admin", (), "read dispatch operate approve admin"),
+    ("operator", (), "read dispatch replay operate approve"),
+    ("admin", (), "read dispatch replay operate approve admin"),
+    ("operator", ("operate",), "replay operate"),
+    ("operator", ("replay",), "replay"),
+    ("viewer", ("replay", "operate"), ""),
     ("operator", ("dispatch",), "dispatch"),
     ("viewer", ("dispatch", "read"), "read"),
     ("viewer", ("admin",), ""),

@@ -136,7 +136,9 @@ def facts(name: str, state: Any, protocol: int = 0) -> BackendFacts:
 def test_the_backend_it_is_on_and_one_that_drains() -> None:
     assert reason_of(refusal(ROW, "lobby-1", AROUND)) is Reason.ALREADY_CONNECTED
     moved = replace(ROW, kind="http", bound="lobby-2")
-    assert reason_of(refusal(moved, "lobby-2", AROUND)) is Reason.ALREADY_CONNECTED, "from its next request on"
+    assert reason_of(refusal(moved, "lobby-2", AROUND)) is Reason.ALREADY_CONNECTED, (
+        "from its next request on"
+    )
     assert refusal(moved, "lobby-1", AROUND) is None
     draining = replace(AROUND, backends={"lobby-2": facts("lobby-2", "DRAINING")})
     assert reason_of(refusal(ROW, "lobby-2", draining)) is Reason.BACKEND_UNAVAILABLE
@@ -188,6 +190,8 @@ def test_every_way_to_an_end() -> None:
     table.all.referred(made.id, "node-1", True, "", NOW_MS + 5)
     assert made.state is TransferState.REFERRED
     assert table.all.redeem(table.token(made), NOW_MS + 9) is made
+    again = table.all.redeem(table.token(made), NOW_MS + 9)
+    assert reason_of(again) is Reason.TRANSFER_TOKEN_REJECTED, "while its client is on its way, too"
     table.all.referred(made.id, "node-1", False, "too late", NOW_MS + 10)
     assert made.state is TransferState.ARRIVING, (
         "a client that is here was referred, whatever its node says then"
