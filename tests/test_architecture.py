@@ -59,7 +59,7 @@ PROXY_ALLOWED = {
     "config_edge": set(),
     "config_routes": {"config_edge"},
     "config_sections": {"config_rollout"},
-    "dispatch_assembly": {"config", "control", "dispatch"},
+    "dispatch_assembly": {"config", "control", "dispatch", "guard"},
     "edge_assembly": {"config", "config_edge", "edge"},
     "edge_crew": {"config", "control", "edge"},
     "steering": {"config", "control", "dispatch", "edge", "rollout", "store"},
