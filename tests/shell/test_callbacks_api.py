@@ -7,18 +7,25 @@ import hmac
 import json
 from typing import Any
 
+import jwt
 import pytest
 from tests.support.callback_port import PREVIOUS, SECRET, serving
 from tests.support.config_text import strong
+from tests.support.memory_world import quiet_observer
 
 from fairlead.protocol.reasons import Reason
 from fairlead.proxy.config_sections import Worker
 from fairlead.proxy.dispatch.callbacks import event_body
+from fairlead.proxy.guard.access import Openings
+from fairlead.proxy.guard.callers import Callers, TokenIssuer, WorkerTokens
+from fairlead.proxy.guard.operator_keys import OperatorKeys
+from fairlead.proxy.guard.tokens import TokenRules, shared_key
 from fairlead.proxy.ops.callbacks_api import RECEIPT_MEMORY_MS
 from fairlead.proxy.ops.openapi import document
 from fairlead.proxy.store.records import Report, Verdict
 from fairlead.runtime.config_problems import bound
 from fairlead.runtime.signing import signed_headers
+from fairlead.runtime.world import RealWorld
 
 TOLD: dict[str, Any] = {
     "eventId": "e-1", "runId": "run-1", "fence": 3, "nodeId": "worker-1", "status": "COMPLETED",
@@ -231,3 +238,62 @@ def test_the_description_says_how_each_is_authorized():
     paths = document("1")["paths"]
     assert paths["/callbacks/runs/{id}"]["post"]["security"] == [{"workerSignature": []}]
     assert paths["/callbacks/replay"]["post"]["security"] == [{"opsKey": []}, {"bearer": []}]
+
+
+# -- an ID token beside the signature (runbook 004's OIDC)
+
+OIDC_SECRET = bytes.fromhex(strong("oidc"))
+TERMS = WorkerTokens("https://proxy.example/callbacks", "worker@fleet.example")
+
+
+def id_token(world: RealWorld, **changed: Any) -> str:
+    now_s = world.wall_ms() // 1000
+    claims = {
+        "iss": "https://issuer.example", "aud": TERMS.audience, "sub": "w-1", "email": TERMS.email,
+        "iat": now_s, "exp": now_s + 60, **changed,
+    }  # fmt: skip
+    return jwt.encode(claims, OIDC_SECRET, algorithm="HS256")
+
+
+def worker_callers() -> Callers:
+    """Who may call, of an issuer whose tokens for operators are made out for something else."""
+    world = RealWorld()
+    rules = TokenRules("https://issuer.example", "operators", 30, "role", "", "", "email", "", "", "")
+    issuer = TokenIssuer(rules, (shared_key(OIDC_SECRET),))
+    return Callers(world, quiet_observer(world), Nothing(), OperatorKeys([]), Openings(), issuer)  # type: ignore[arg-type]
+
+
+class Nothing:
+    """A store that is not asked."""
+
+    shared = False
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "reason"),
+    [
+        ({}, 200, None),
+        ({"aud": "operators"}, 401, "JWT_AUDIENCE_WRONG"),
+        ({"email": "somebody@else.example"}, 401, "JWT_CLAIM_INVALID"),
+        ({"email_verified": False}, 401, "JWT_CLAIM_INVALID"),
+        ({"exp": 1_000_000_000}, 401, "JWT_EXPIRED"),
+        ({"iss": "https://other.example"}, 401, "JWT_ISSUER_WRONG"),
+    ],
+)
+async def test_where_an_audience_is_asked_for_a_result_needs_an_id_token_too(
+    changed: dict[str, Any], status: int, reason: str | None
+) -> None:
+    callers = worker_callers()
+    async with serving(identify=lambda request: callers.identify_worker(request, TERMS)) as port:
+        answer, said = await port.tell(TOLD, token=id_token(port.world, **changed))
+        assert (answer, said.get("reason")) == (status, reason)
+        assert len(port.settled.reports) == (1 if reason is None else 0)
+
+
+async def test_an_id_token_takes_the_place_of_no_signature_and_is_asked_for_where_it_is_missing() -> None:
+    callers = worker_callers()
+    async with serving(identify=lambda request: callers.identify_worker(request, TERMS)) as port:
+        assert (await port.tell(TOLD))[1]["reason"] == "UNAUTHENTICATED"
+        forged = await port.tell(TOLD, secret=b"x" * 32, token=id_token(port.world))
+        assert forged[1]["reason"] == "CALLBACK_SIGNATURE_INVALID"
+        assert port.settled.reports == []

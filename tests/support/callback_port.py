@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,24 +65,38 @@ class Port:
         return answer, json.loads(answer.body)
 
     async def tell(
-        self, told: dict[str, Any] | bytes, *, secret: bytes = SECRET, late_s: int = 0, run: str = "run-1"
+        self,
+        told: dict[str, Any] | bytes,
+        *,
+        secret: bytes = SECRET,
+        late_s: int = 0,
+        run: str = "run-1",
+        token: str = "",
     ) -> tuple[int, Any]:
         body = told if isinstance(told, bytes) else json.dumps(told).encode()
         stamp = str(self.world.wall_ms() // 1000 - late_s)
         signature = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
         headers = [("x-worker-signature", signature), ("x-worker-timestamp", stamp)]
+        if token:
+            headers.append(("authorization", f"Bearer {token}"))
         answer, decoded = await self.send(f"/callbacks/runs/{run}", body, headers)
         return answer.status, decoded
 
 
 @asynccontextmanager
-async def serving(*verdicts: Verdict | Exception, body_bytes_max: int = 4_096) -> AsyncIterator[Port]:
+async def serving(
+    *verdicts: Verdict | Exception,
+    body_bytes_max: int = 4_096,
+    identify: Callable[[Request], Awaitable[object]] | None = None,
+) -> AsyncIterator[Port]:
     """The two endpoints on a port, found through the table as `Ops` finds them."""
     world, store, settled = RealWorld(), CallbackTables(), Settled()
     if verdicts:
         settled.verdicts = list(verdicts)
     observer = quiet_observer(world)
-    api = CallbacksApi(world, observer, settled, store, settled, (SECRET, PREVIOUS), 300, body_bytes_max)
+    api = CallbacksApi(
+        world, observer, settled, store, settled, (SECRET, PREVIOUS), 300, body_bytes_max, identify=identify
+    )
 
     async def handle(request: Request) -> Response:
         found = find(request.method, request.path)

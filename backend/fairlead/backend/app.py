@@ -320,7 +320,11 @@ class NodeProcess:
         read = read_url(worker.callback_url)
         assert isinstance(read, Destination), "load refuses a configuration with another"
         settings = CallbackSettings(
-            worker.callback_url, self.config.sender_id, secret, worker.callback_after_ms / 1000
+            worker.callback_url,
+            self.config.sender_id,
+            secret,
+            worker.callback_after_ms / 1000,
+            worker.callback_oidc_token_file,
         )
         post = self._post_through([read.host])  # named by who operates the node: it may lie inside
         return ResultCallbacks(

@@ -14,6 +14,7 @@ import hmac
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -67,6 +68,7 @@ class CallbackSettings:
     node_id: str
     secret: bytes
     after_s: float
+    token_file: str = ""  # whoever runs the node renews what is in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +225,14 @@ class ResultCallbacks:
         body = result_body(settings.node_id, result)
         identifier, now_ms = event_id(settings.node_id, result), self._world.wall_ms()
         url = f"{settings.base_url.rstrip('/')}/callbacks/runs/{quote(result.run_id, safe='')}"
+        headers = signed_headers([settings.secret], identifier, now_ms, body)
         try:
-            return await self._post(
-                url, signed_headers([settings.secret], identifier, now_ms, body), body, TIMEOUT_S
-            )
+            if settings.token_file:
+                token = await self._world.run_in_thread(Path(settings.token_file).read_text)
+                headers.append(("authorization", f"Bearer {token.strip()}"))
+            return await self._post(url, headers, body, TIMEOUT_S)
+        except OSError as error:
+            return f"worker.callback_oidc_token_file: {error.strerror or error}"
         except (OutboundFailed, Refused) as error:
             return str(error)
 

@@ -103,6 +103,8 @@ class Worker(Section):
     """The proxy's worker.callback_signing_secret, which such results are signed with."""
     callback_signing_secret_file: FileName | None = None
     """A file (mode 600) with that secret, instead of callback_signing_secret."""
+    callback_oidc_token_file: str = Field("", max_length=4_096)
+    """File with the ID token that goes with such results, read anew each time. Empty: none goes along."""
     callback_after_ms: int = Field(10_000, ge=100, le=3_600_000)
     """How long no link must have been up before results go that way."""
     tasks_auth_token: OpsKey | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from fairlead.proxy.dispatch_assembly import (
 )
 from fairlead.proxy.guard.access import Openings
 from fairlead.proxy.guard.call_rates import CallRates
-from fairlead.proxy.guard.callers import Callers, SignedCallers, TokenIssuer
+from fairlead.proxy.guard.callers import Callers, SignedCallers, TokenIssuer, WorkerTokens
 from fairlead.proxy.guard.chain import Chain, NonceLimits
 from fairlead.proxy.guard.jwks import Jwks
 from fairlead.proxy.guard.modes import Mode, Modes
@@ -78,6 +78,7 @@ from fairlead.proxy.telemetry_assembly import Resources, Telemetry, watch
 from fairlead.runtime.audit_chain import Signer
 from fairlead.runtime.config_model import decoded
 from fairlead.runtime.gcra import Limit
+from fairlead.runtime.http.message import Request
 from fairlead.runtime.observer import Observer
 from fairlead.runtime.outbound import Outbound
 from fairlead.runtime.request_signing import signing_keys
@@ -316,6 +317,7 @@ async def assemble(
     callbacks_api = CallbacksApi(
         world, observer, dispatcher, store, callbacks, config.worker.callback_secrets,
         config.worker.callback_signature_tolerance_sec, config.dispatch.body_bytes_max, uses,
+        _worker_identity(config, callers),
     )  # fmt: skip
     secrets = SecretReload(
         world, observer, secrets_of(config), control, store, callers, callbacks, callbacks_api, trail, uses
@@ -393,6 +395,15 @@ def make_callers(
         ),
         uses,
     )  # fmt: skip
+
+
+def _worker_identity(config: ProxyConfig, callers: Callers) -> Callable[[Request], Awaitable[object]] | None:
+    """What judges who a callback comes from, where that is asked for beside its signature."""
+    worker = config.worker
+    if not worker.callback_oidc_audience:
+        return None
+    terms = WorkerTokens(worker.callback_oidc_audience, worker.callback_oidc_email)
+    return lambda request: callers.identify_worker(request, terms)
 
 
 def make_chain(

@@ -121,6 +121,7 @@ class ProxyConfig(Configuration):
         yield from _relations(self)
         yield from _operators(self)
         yield from _callbacks(self.worker)
+        yield from _callback_tokens(self)
         yield from _tokens(self)
         yield from _guards(self.dispatch)
         if self.environment == "production":
@@ -366,6 +367,18 @@ def _operators(config: ProxyConfig) -> Iterator[Finding]:
     if any(count > 1 for count in counts.values()):
         keys = [key.get_secret_value() for key in reliability.ops_keys]
         yield Finding(("reliability.ops_keys",), keys, "has a key twice", "remove one")
+
+
+def _callback_tokens(config: ProxyConfig) -> Iterator[Finding]:
+    worker = config.worker
+    if worker.callback_oidc_audience and not config.jwt.issuer:
+        paths = ("worker.callback_oidc_audience", "jwt.issuer")
+        message = "asks for tokens of an issuer that is not named"
+        yield Finding(paths, worker.callback_oidc_audience, message, "set jwt.issuer and jwt.jwks_url")
+    if worker.callback_oidc_email and not worker.callback_oidc_audience:
+        paths = ("worker.callback_oidc_email", "worker.callback_oidc_audience")
+        message = "is looked at only where an audience is asked for"
+        yield Finding(paths, worker.callback_oidc_email, message, "set callback_oidc_audience too")
 
 
 def _callbacks(worker: Worker) -> Iterator[Finding]:

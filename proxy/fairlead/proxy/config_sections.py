@@ -416,6 +416,10 @@ class Worker(Section):
     """The signing secret before the last rotation: still believed, and signed with beside the current one."""
     callback_signing_secret_previous_file: FileName | None = None
     """A file (mode 600) with the previous signing secret, instead of callback_signing_secret_previous."""
+    callback_oidc_audience: str = Field("", max_length=512)
+    """Audience of the ID token that a worker sends with a result, beside its signature. Empty: none is asked for."""
+    callback_oidc_email: str = Field("", max_length=320)
+    """The address that its email claim must have. Empty: any caller of jwt.issuer."""
     callback_signature_tolerance_sec: int = Field(300, ge=1, le=3_600)
     """How far the time of a signature may lie from ours, either way."""
     public_callbacks: bool = False

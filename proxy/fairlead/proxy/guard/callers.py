@@ -44,6 +44,15 @@ class TokenIssuer:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerTokens:
+    """What an ID token that comes with a callback must say (runbook 004's OIDC): for whom, and of whom ("": of anybody
+    that the issuer knows)."""
+
+    audience: str
+    email: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SignedCallers:
     """Whose signatures are believed: the secrets of the dispatch surface, and how far their clocks may be off; and what
     somebody may do who has such a secret and nothing else: on what they submitted themselves, and never more than an
@@ -110,7 +119,25 @@ class Callers:
             raise Refused(found.reason, found.detail)
         return found
 
-    async def _of_token(self, token: str) -> Identity | Reject:
+    async def identify_worker(self, request: Request, terms: WorkerTokens) -> Identity:
+        """Whose ID token comes with a callback. It speaks for whoever runs the worker, and allows nothing by itself.
+        Raises Refused."""
+        given = credentials.read(request.header_values)
+        if isinstance(given, Reject):
+            raise Refused(given.reason, given.detail)
+        if given.token is None:
+            raise Refused(
+                Reason.UNAUTHENTICATED, "worker.callback_oidc_audience asks for an ID token (bearer)"
+            )
+        found = await self._of_token(given.token, terms.audience)
+        if isinstance(found, Reject):
+            raise Refused(found.reason, found.detail)
+        if terms.email and found.email != terms.email:
+            raise Refused(Reason.JWT_CLAIM_INVALID, "the token is of another caller than callback_oidc_email")
+        return found
+
+    async def _of_token(self, token: str, audience: str = "") -> Identity | Reject:
+        """`audience`: of an ID token that is made out for something else than operators' calls."""
         issuer = self._issuer
         if issuer is None:
             return Reject(Reason.UNAUTHENTICATED, "no issuer of tokens is configured (jwt.issuer)")
@@ -126,7 +153,8 @@ class Callers:
         if isinstance(claims, Reject):
             return claims
         now_ms = self._world.wall_ms()
-        found = tokens.identity_of(claims, issuer.rules, now_ms)
+        rules = replace(issuer.rules, audience=audience, default_role="viewer") if audience else issuer.rules
+        found = tokens.identity_of(claims, rules, now_ms)
         if isinstance(found, Identity) and unverified.algorithm == tokens.SHARED_ALGORITHM:
             for key in keys:
                 if len(keys) == 1 or not isinstance(tokens.verify(unverified, [key]), Reject):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
@@ -108,8 +108,11 @@ class CallbacksApi:
         tolerance_s: int,
         body_bytes_max: int,
         uses: KeyUses | None = None,
+        identify: Callable[[Request], Awaitable[object]] | None = None,
     ) -> None:
-        """`secrets`: those of workers, the current one first; none: nothing is taken. `uses`: told who used which."""
+        """`secrets`: those of workers, the current one first; none: nothing is taken. `uses`: told who used which.
+        `identify`: where a worker has to say besides who it is; raises Refused."""
+        self._identify = identify
         assert 2 * tolerance_s * 1000 < RECEIPT_MEMORY_MS, "a signature must not outlive its receipt"
         self._world, self._observer, self._settling, self._store = world, observer, settling, store
         self._waking, self._secrets, self._tolerance_s = waking, tuple(secrets), tolerance_s
@@ -143,6 +146,8 @@ class CallbacksApi:
         )  # fmt: skip
         if isinstance(judged, Reject):
             raise Refused(judged.reason, judged.detail)
+        if self._identify is not None:
+            await self._identify(request)
         self._note_use(request, judged, now_ms)
         told = _decode(request.body, CallbackResult)
         if told.runId != run_id:

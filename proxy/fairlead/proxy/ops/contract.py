@@ -314,7 +314,7 @@ CONTRACT: Final[dict[str, Answers]] = {
     "callback": _ok(
         answers.CallbackTaken, _R.BODY_TOO_LARGE, _R.CALLBACK_SIGNATURE_INVALID, _R.CALLBACK_TIMESTAMP_INVALID,
         _R.CALLBACK_EVENT_INVALID, _R.CALLBACK_EVENT_CONFLICT, _R.FENCE_STALE, _R.RUN_UNKNOWN, _R.FOREIGN_STATEMENT,
-        _R.STORE_UNAVAILABLE, example={"run_id": RUN, "idempotent": False, "verdict": "settled"},
+        *_WHO, example={"run_id": RUN, "idempotent": False, "verdict": "settled"},
     ),
     "callbacks_replay": _ok(
         answers.CallbacksReplayed, _R.CALLBACK_EVENT_INVALID, *_ACTS, example={"replayed": 3}
