@@ -6,6 +6,7 @@ every change and its row of the audit trail are one transaction.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -174,13 +175,14 @@ def _held(db: Db, table: SealedTable, key: tuple[Any, ...]) -> list[Any] | None:
     return None if row is None else list(row)
 
 
-class SqlSteering(SqlReads):
+class SqlSteering(SqlReads, ABC):
     """A `SteeringStore`, as a part of `SqlStore`."""
 
     _owner: str
 
+    @abstractmethod
     async def _believed(self, table: SealedTable) -> Believed:
-        raise NotImplementedError
+        """A sealed table, read to act on it."""
 
     async def flags(self) -> Flags:
         return flags_of(await self._believed(FEATURE_FLAGS), await self._believed(FEATURE_FLAG_TENANTS))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -68,7 +69,7 @@ class _Entry:
 _Answers = list[tuple[_Entry, outcome.Outcome[Any]]]
 
 
-class _JobThread:
+class _JobThread(ABC):
     """The queue, the thread, and the connection that it keeps alive."""
 
     access: ClassVar[Access]
@@ -186,8 +187,9 @@ class _JobThread:
         self._tell(lambda: _answer(done))
         return rest
 
+    @abstractmethod
     def _attempt(self, batch: list[_Entry], deadline_s: float) -> _Answers:
-        raise NotImplementedError
+        """Run as many of the batch as can be answered by then, from the first on."""
 
     def _alone(self, entry: _Entry, deadline_s: float) -> outcome.Outcome[Any]:
         """Run one job until it is done, it raises, or the time is up."""
