@@ -123,7 +123,7 @@ ELSEWHERE: Final[dict[Reason, tuple[str, str]]] = {
     ),
     Reason.DLQ_FORCE_FORBIDDEN: (
         "unit/proxy/test_dead_letters_api.py",
-        "every operations key is an operator's until there are roles",
+        "whoever holds a key that may replay may force it",
     ),
     Reason.OPERATOR_KEY_LIMIT: ("shell/test_store_contract_keys.py", "needs a thousand keys"),
     Reason.SECRET_IN_USE: ("e2e/test_rotation_under_load.py", "needs a rotation under way, in files"),
