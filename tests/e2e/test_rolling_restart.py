@@ -26,7 +26,7 @@ def test_nodes_and_proxy_are_replaced_and_no_client_notices(tmp_path: Path, gate
             "limits": {"shutdown_grace_s": 6}, "rate_limits": {"connection_per_ip_max": 1_000_000},
             "handover": {"socket": f"{short}/handover"}, "routing": {"strategy": "round-robin"},
         })  # fmt: skip
-        with closing(fleet.start()), Clients(fleet, method="POST") as clients:
+        with closing(fleet.start()), Clients(fleet, method="GET" if gated else "POST") as clients:
             until(lambda: min(clients.answers) > 20, "clients are served", more=fleet.tails)
             for node in ("lobby-1", "lobby-2"):
                 drained = ctl(fleet, "drain", node, "--wait", "--deadline", "5")

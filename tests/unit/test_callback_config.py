@@ -86,7 +86,7 @@ def test_the_names_of_the_runbook_and_secrets_from_files(proxy: Any, node: Any, 
     assert (own.callback_url, own.max_concurrent_tasks) == ("http://127.0.0.1:9100", 3)
 
 
-@pytest.mark.parametrize("name", ["WORKER_CALLBACK_SIGNATURE_TOLERANCE", "WORKER_CALLBACK_OIDC_AUDIENCE"])
+@pytest.mark.parametrize("name", ["WORKER_CALLBACK_SIGNATURE_TOLERANCE", "WORKER_CALLBACK_OIDC_ISSUER"])
 def test_a_name_that_nobody_reads_is_refused_by_both(proxy: Any, node: Any, name: str) -> None:
     """Whoever sets it believes that something is checked."""
     for read in (proxy, node):
